@@ -1,0 +1,1 @@
+"""Make PyTorch models sparse so that they really get smaller and faster, and prove it."""

@@ -1,0 +1,67 @@
+"""Floor 1: the words every other floor speaks: patterns, plans, layer stats, registries, errors, whole files."""
+
+from .dispatch_table import DispatchEntry, DispatchTable
+from .errors import (
+    BudgetError,
+    BundleError,
+    DataError,
+    FileError,
+    KernelError,
+    LayoutError,
+    MissingPackageError,
+    ModelError,
+    NumericError,
+    PatternError,
+    PlanError,
+    ProfileError,
+    RecipeError,
+    SparsewrightError,
+    suggest,
+)
+from .files import atomic_write, file_error, read_json, write_json, write_text
+from .numeric import require_finite
+from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
+from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
+from .registry import Registry, RegistryError
+from .stats import LayerStats
+
+__all__ = [
+    "NM",
+    "NMG",
+    "VALUE_BITS",
+    "AbstractPattern",
+    "Block",
+    "BudgetError",
+    "BundleError",
+    "DataError",
+    "Dense",
+    "DispatchEntry",
+    "DispatchTable",
+    "FileError",
+    "KernelError",
+    "LayerPlan",
+    "LayerStats",
+    "LayoutError",
+    "MissingPackageError",
+    "ModelError",
+    "NumericError",
+    "PatternError",
+    "Plan",
+    "PlanError",
+    "ProfileError",
+    "RecipeError",
+    "Registry",
+    "RegistryError",
+    "SparsewrightError",
+    "Transposable",
+    "Unstructured",
+    "ValueType",
+    "atomic_write",
+    "file_error",
+    "parse_pattern",
+    "read_json",
+    "require_finite",
+    "suggest",
+    "write_json",
+    "write_text",
+]
