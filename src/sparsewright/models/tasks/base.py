@@ -5,26 +5,24 @@ until `open_test()`, so that a search cannot learn from it by accident (Dwork et
 reusing a holdout costs).
 """
 
+import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-import hashlib
-import inspect
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...core import DataError, RecipeError, Registry
+from ...core import DataError, RecipeError, Registry, suggest
 
 Split = Literal["validation", "test"]
 Batch = dict[str, Tensor]
-
-tasks: Registry[type["AbstractTask"]] = Registry("tasks")
 
 
 @dataclass(frozen=True)
@@ -86,34 +84,13 @@ def paired_difference(model: Quality, reference: Quality) -> PairedDifference:
 
 
 class AbstractTask(ABC):
-    """Data and a score. Implementations register a class whose keyword arguments are the recipe's options."""
+    """Data and a score. A task's keyword arguments are the options of the recipe."""
 
     metric: str
     """Name of `Quality.value` as reports print it."""
 
     def __init__(self) -> None:
         self._test_open = False
-
-    @classmethod
-    def create(cls, options: Mapping[str, Any], *, tokenizer: Any, folder: Path, seed: int) -> Self:
-        """Build the task from a recipe's options.
-
-        Args:
-            options: the recipe's keys for this task.
-            tokenizer: the loaded model's tokenizer, or None where it has none.
-            folder: where the task may keep its item list and cached text.
-            seed: fixes every random choice of the task.
-
-        Raises:
-            RecipeError: an option the task does not know.
-        """
-        given = {"tokenizer": tokenizer, "folder": folder, "seed": seed}
-        known = [name for name in inspect.signature(cls).parameters if name not in given]
-        for name in options:
-            if name not in known:
-                raise RecipeError(f"The task has no option {name!r}; its options are {', '.join(sorted(known))}.")
-        taken = {name: value for name, value in given.items() if name in inspect.signature(cls).parameters}
-        return cls(**options, **taken)
 
     def open_test(self) -> None:
         """Allow `score(model, "test")` from now on. Call it once, after the search and the recovery."""
@@ -168,6 +145,39 @@ class AbstractTask(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Counts, options and sha256 of the data, as plain JSON values."""
+
+
+class AbstractTaskKind(ABC):
+    """A task by name: what the registry `tasks` holds. Subclasses name the class and say what it is about."""
+
+    task: type[AbstractTask]
+    about: str
+
+    def create(self, options: Mapping[str, Any], *, tokenizer: Any, folder: Path, seed: int) -> AbstractTask:
+        """Build the task from a recipe's options.
+
+        Args:
+            options: the recipe's keys for this task: the task class's keyword arguments.
+            tokenizer: the loaded model's tokenizer, or None where it has none.
+            folder: where the task may keep its item list and cached text.
+            seed: fixes every random choice of the task.
+
+        Raises:
+            RecipeError: an option that the task does not know, or one that it lacks.
+        """
+        given = {"tokenizer": tokenizer, "folder": folder, "seed": seed}
+        parameters = inspect.signature(self.task).parameters
+        known = [name for name in parameters if name not in given]
+        for name in options:
+            if name not in known:
+                raise RecipeError(f"The task has no option {name!r}. {suggest(name, known)}")
+        for name in known:
+            if name not in options and parameters[name].default is inspect.Parameter.empty:
+                raise RecipeError(f"The task needs the option {name!r}; name it beside the task in the recipe.")
+        return self.task(**options, **{name: value for name, value in given.items() if name in parameters})
+
+
+tasks: Registry[AbstractTaskKind] = Registry("tasks", AbstractTaskKind)
 
 
 @contextmanager
@@ -237,4 +247,3 @@ def length_batches(lengths: list[int], size: int, seed: int, pool: int = 32) -> 
         batches += [chunk[piece] for piece in in_batches(len(chunk), size)]
     full = [batch for batch in batches if len(batch) == size] or batches
     return [full[number] for number in generator.permutation(len(full))]
-

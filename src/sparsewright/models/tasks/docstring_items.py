@@ -4,18 +4,21 @@ Python's docstrings differ between versions, so a list that was made anew could 
 disjoint by top-level module: no two splits share a package.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
 import hashlib
 import json
-from pathlib import Path
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ...core import DataError, atomic_write, read_json, write_json
 from .docstring_text import Docstring, installed_docstrings, shuffled, standard_library
 
 SPLITS = ("calibration", "validation", "test")
+LONGEST_TEXT_CHARACTERS = 1000
+"""Unlabelled texts are cut here: more than any recovery step reads, and tokenising chapters takes time."""
+
 ItemsBySplit = dict[str, list[Docstring]]
 
 
@@ -47,7 +50,7 @@ def assign_splits(items: Sequence[Docstring], seed: int, validation: int, test: 
     for name, count in wanted.items():
         if len(splits[name]) < count:
             raise DataError(
-                f"Documentation retrieval needs {validation} validation and {test} test items, but the standard library "
+                f"Documentation retrieval needs {validation} validation and {test} test items, but the library "
                 f"of this Python ({platform.python_version()}) has {len(items)} in all. Install its full library "
                 "(on Debian: python3-full), or lower `validation_items` and `test_items`."
             )
@@ -108,7 +111,7 @@ def load_recovery_texts(
                 for half in halves(item):
                     if half not in seen:
                         seen.add(half)
-                        made.append({"source": source, "text": half})
+                        made.append({"source": source, "text": half[:LONGEST_TEXT_CHARACTERS]})
                         counts[source] += 1
         digest = write_rows(path, made)
         write_json(facts_path, {"sha256": digest, "counts": counts, **asked})
@@ -124,9 +127,8 @@ def halves(item: Docstring) -> tuple[str, str]:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     """Write JSON lines atomically; the sha256 of the file's bytes comes back."""
     content = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -1,17 +1,17 @@
 """Docstrings as text: harvested from source files by parsing, never by importing.
 
-Importing third-party modules would run their code; `ast` only reads. Order depends on the file names, their content and the
-seed alone, never on the clock, so that the same installation gives the same text.
+Importing third-party modules would run their code; `ast` only reads. Order depends on the file names, their content and
+the seed alone, never on the clock, so that the same installation gives the same text.
 """
 
 import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
 import hashlib
-from pathlib import Path
 import re
 import sysconfig
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "testing", "__pycache__", "node_modules"}
@@ -41,9 +41,7 @@ class Docstring:
     @property
     def is_item(self) -> bool:
         """Whether both halves are long enough to be looked for and found."""
-        return (
-            len(self.query.split()) >= SHORTEST_QUERY_WORDS and len(self.target.split()) >= SHORTEST_TARGET_WORDS
-        )
+        return len(self.query.split()) >= SHORTEST_QUERY_WORDS and len(self.target.split()) >= SHORTEST_TARGET_WORDS
 
 
 def split_sentence(docstring: str) -> tuple[str, str]:
@@ -55,7 +53,7 @@ def split_sentence(docstring: str) -> tuple[str, str]:
 
 
 def docstrings_of(path: Path, root: Path) -> Iterator[Docstring]:
-    """Every docstring of one source file, in the order of the tree walk; nothing where it cannot be parsed."""
+    """Every docstring of one source file, in source order; nothing where it cannot be parsed."""
     relative = path.relative_to(root)
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
@@ -65,14 +63,22 @@ def docstrings_of(path: Path, root: Path) -> Iterator[Docstring]:
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return  # templates and files for other Python versions are part of every installation
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                query, target = split_sentence(text)
-                line = getattr(node, "lineno", 1)
-                package = relative.parts[0].removesuffix(".py")
-                yield Docstring(package, f"{relative.as_posix()}:{line}", query, target)
+    package = relative.parts[0].removesuffix(".py")
+    for node in documented(tree):
+        text = ast.get_docstring(node)
+        if text:
+            query, target = split_sentence(text)
+            yield Docstring(package, f"{relative.as_posix()}:{getattr(node, 'lineno', 1)}", query, target)
+
+
+def documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Modules, classes and functions in source order; bodies of functions are not entered (slow, and nearly bare)."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node
+    if isinstance(node, ast.Module | ast.ClassDef | ast.If | ast.Try | ast.With):
+        for part in ("body", "handlers", "orelse", "finalbody"):
+            for child in getattr(node, part, ()):
+                yield from documented(child)
 
 
 def source_files(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Documentation retrieval: find the docstring a first sentence was cut from.
 
-Query = first sentence of a standard library docstring, target = the rest. Each query is ranked among 100 candidates: its
-target and 99 others of its split, in 20 fixed draws that are averaged. Labelled by construction, and on every machine.
+Query = first sentence of a standard library docstring, target = the rest. Each query is ranked among 100 candidates:
+its target and 99 others of its split, in 20 fixed draws that are averaged. Labelled by construction, on every machine.
 """
 
 from collections import Counter
@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...core import DataError
-from .base import AbstractTask, Batch, Quality, Split, length_batches, tasks
+from .base import AbstractTask, AbstractTaskKind, Batch, Quality, Split, length_batches, tasks
 from .docstring_items import ItemsBySplit, load_items, load_recovery_texts
 from .docstring_text import Docstring
 from .encoding import encode, exact_length, pad, pad_token, require_tokenizer, tokenize
@@ -26,7 +27,6 @@ SMALLEST_SLICE = 30
 
 
 @final
-@tasks.register("docstring-retrieval")
 class DocstringRetrieval(AbstractTask):
     """Mean reciprocal rank of each docstring's rest among 100 candidates.
 
@@ -157,9 +157,18 @@ class DocstringRetrieval(AbstractTask):
         }
 
 
+@final
+@tasks.register("docstring-retrieval")
+class DocstringRetrievalKind(AbstractTaskKind):
+    """Documentation retrieval for sentence encoders."""
+
+    task = DocstringRetrieval
+    about = "sentence encoders: find the docstring a first sentence was cut from (Python standard library)"
+
+
 def rank_among_candidates(
     scores: Tensor, seed: int, candidates: int = CANDIDATES, draws: int = DRAWS
-) -> tuple["np.ndarray[Any, np.dtype[np.float64]]", "np.ndarray[Any, np.dtype[np.float64]]"]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Reciprocal rank of the right target among itself and random others.
 
     Args:
@@ -169,8 +178,8 @@ def rank_among_candidates(
         draws: how often the others are drawn.
 
     Returns:
-        Mean reciprocal rank and share of first places of each item over the draws, `(items,)` float64 each. A tie counts
-        against the model, so that one that maps everything to one point earns nothing.
+        Mean reciprocal rank and share of first places of each item over the draws, `(items,)` float64 each. A tie
+        counts against the model, so that one that maps everything to one point earns nothing.
     """
     count = len(scores)
     others = min(candidates, count) - 1

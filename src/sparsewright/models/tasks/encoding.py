@@ -1,7 +1,7 @@
 """Sentences to unit vectors: mean over the attention mask, then length one.
 
-Source: Reimers and Gurevych 2019, arXiv:1908.10084 (mean pooling). Texts are run sorted by length, so that padding costs
-almost nothing; the order of the result is the order of the texts.
+Source: Reimers and Gurevych 2019, arXiv:1908.10084 (mean pooling). Texts are run sorted by length, so that padding
+costs almost nothing; the order of the result is the order of the texts.
 """
 
 from collections.abc import Sequence
