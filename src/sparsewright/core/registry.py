@@ -26,7 +26,7 @@ class Registry(Generic[T]):
         base: every registered class must derive from it.
     """
 
-    def __init__(self, kind: str, base: type[T]) -> None:
+    def __init__(self, kind: str, base: type[Any]) -> None:
         self.kind = kind
         self.base = base
         self._classes: dict[str, Callable[[], T]] = {}

@@ -1,0 +1,107 @@
+"""The door to all layouts: `pack` checks what comes, reads off the pattern if none is given, chooses a layout."""
+
+import torch
+from torch import Tensor
+
+from ..core import AbstractPattern, Block, Dense, LayoutError, Unstructured, parse_pattern, require_finite
+from .base import VALUE_DTYPES, PackedWeight, layouts
+
+# What `auto` tries, best first; the last one takes every weight.
+AUTO_ORDER = ("vector", "masked")
+# Row groups that kernels know; `infer_pattern` looks for the widest one that the mask obeys.
+SHARING_GROUPS = (16, 8, 4, 2)
+
+
+def pack(
+    weight: Tensor,
+    mask: Tensor,
+    layout: str = "auto",
+    pattern: AbstractPattern | str | None = None,
+    value_dtype: torch.dtype | None = None,
+) -> PackedWeight:
+    """Store what a mask keeps of a weight.
+
+    Args:
+        weight: `(out, in)`, floating point, finite.
+        mask: `(out, in)` bool, True = keep.
+        layout: a registered layout, or `auto`: `vector` where it fits, else `masked`.
+        pattern: the rule that the mask obeys; None reads it off the mask (`infer_pattern`).
+        value_dtype: float32, float16 or bfloat16; None keeps the weight's (float64 becomes float32).
+
+    Returns:
+        The packed weight; `.unpack()` equals `where(mask, weight, 0)` in the value dtype.
+
+    Raises:
+        LayoutError: shapes or dtypes do not match, the mask breaks the pattern, or the layout cannot store it.
+        NumericError: the weight is not finite, or overflows the value dtype.
+    """
+    _check_pair(weight, mask)
+    weight = weight.detach()
+    dtype = _value_dtype(weight, value_dtype)
+    require_finite(weight, "weight to pack")
+    rule = infer_pattern(mask) if pattern is None else parse_pattern(pattern)
+    shape = (weight.shape[0], weight.shape[1])
+    broken = rule.why_not(shape) or rule.check_mask(mask)
+    if broken:
+        raise LayoutError(f"The mask must obey {rule}: {'; '.join(broken)}. Solve it again, or leave `pattern` out.")
+    if dtype != weight.dtype:
+        require_finite(torch.where(mask, weight, 0).to(dtype), f"weight to pack, cast to {dtype},")
+    name = _choose(rule, shape) if layout == "auto" else layout
+    chosen = layouts.get(name)
+    reasons = chosen.why_not(rule, shape)
+    if reasons:
+        raise LayoutError(
+            f"The layout {name!r} cannot store {rule} of shape {shape}: {'; '.join(reasons)}. Use layout='auto'."
+        )
+    return chosen.pack(weight, mask, rule, dtype)
+
+
+def infer_pattern(mask: Tensor) -> AbstractPattern:
+    """The tightest pattern of the forms `GxI@d%`, `d%` and `dense` that a mask obeys.
+
+    The widest row group of 16, 8, 4, 2 whose rows all share one choice wins (`Gx1@d%` with the density of its fullest
+    group); without any it is unstructured.
+
+    Args:
+        mask: `(out, in)` bool.
+    """
+    out, in_ = mask.shape
+    if bool(mask.all()):
+        return Dense()
+    for group in SHARING_GROUPS:
+        if group > out:
+            continue
+        leaders = torch.arange(out, device=mask.device) // group * group
+        fullest = int(mask[::group].sum(1).max())
+        if 0 < fullest < in_ and torch.equal(mask, mask[leaders]):
+            return Block(group, 1, fullest / in_)
+    return Unstructured(max(1, int(mask.sum())) / mask.numel()) if mask.numel() > 1 else Dense()
+
+
+def _check_pair(weight: Tensor, mask: Tensor) -> None:
+    if weight.dim() != 2 or weight.shape != mask.shape or mask.dtype != torch.bool or weight.numel() == 0:
+        raise LayoutError(
+            "Packing takes a weight (out, in) and a bool mask of the same shape, got "
+            f"{tuple(weight.shape)} {weight.dtype} and {tuple(mask.shape)} {mask.dtype}. "
+            "Flatten a convolution to (out, in*kh*kw) first."
+        )
+    if not weight.is_floating_point():
+        raise LayoutError(f"Packing takes a floating-point weight, got {weight.dtype}. Dequantise it first.")
+    if weight.device != mask.device:
+        raise LayoutError(f"Weight and mask must be on one device, got {weight.device} and {mask.device}.")
+
+
+def _value_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype:
+    dtype = asked or (torch.float32 if weight.dtype == torch.float64 else weight.dtype)
+    if dtype not in VALUE_DTYPES:
+        known = ", ".join(str(known) for known in VALUE_DTYPES)
+        raise LayoutError(f"Kept values can be {known}, got {dtype}. Pass value_dtype=torch.float32.")
+    return dtype
+
+
+def _choose(pattern: AbstractPattern, shape: tuple[int, int]) -> str:
+    known = layouts.names()
+    for name in AUTO_ORDER:
+        if name in known and not layouts.get(name).why_not(pattern, shape):
+            return name
+    raise LayoutError(f"No layout stores {pattern} of shape {shape}. Known: {', '.join(known)}.")
