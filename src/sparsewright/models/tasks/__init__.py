@@ -11,16 +11,26 @@ from .base import (
     paired_difference,
     tasks,
 )
+from .classification import TextClassification
+from .digits import Digits
 from .docstrings import DocstringRetrieval
+from .images import ImageClassification
+from .pairs import SentencePairs
+from .text_lm import TextLM
 
 __all__ = [
     "AbstractTask",
     "AbstractTaskKind",
     "Batch",
+    "Digits",
     "DocstringRetrieval",
+    "ImageClassification",
     "PairedDifference",
     "Quality",
+    "SentencePairs",
     "Split",
+    "TextClassification",
+    "TextLM",
     "evaluating",
     "paired_difference",
     "tasks",

@@ -1,0 +1,354 @@
+"""Recovery: a short distillation from the dense model, masks kept exactly.
+
+Source: Sanh et al. 2020, arXiv:2005.07683 (distilling while pruning); Frantar et al. 2023, arXiv:2301.00774 (one-shot
+first, so that only a little is left to give back). The same steps give the same bits: batches come in a fixed order,
+the model stays in eval mode (no dropout), and a killed run goes on from its checkpoint as if it had never stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core import DataError, ModelError, NumericError, RecipeError
+from .checkpoint import Checkpoint, read_checkpoint, run_digest, write_checkpoint
+from .losses import AbstractDistillation, Answer, distillations
+from .masked_weights import MaskedWeight, masked_weights
+
+Batch = Mapping[str, Any]
+TIMED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a recovery did.
+
+    Attributes:
+        steps: optimiser steps in all, earlier processes included.
+        losses: loss of every step, in order.
+        seconds: wall time of this process's share.
+        resumed_at: the step this process began with; 0 for a fresh run.
+    """
+
+    steps: int
+    losses: list[float]
+    seconds: float
+    resumed_at: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome, besides model, teacher and batches."""
+
+    steps: int | None
+    minutes: float | None
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    betas: tuple[float, float]
+    embeddings: bool
+    seed: int
+
+
+def recover(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    family: str | AbstractDistillation = "encoder",
+    blocks: Sequence[str] = (),
+    lr: float = 3e-4,
+    warmup: float = 0.1,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.98),
+    embeddings: bool = False,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every_s: float = 60.0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Recovery:
+    """Train a sparsified model, in place, to answer as its dense teacher does.
+
+    Args:
+        model: sparsified, not yet packed: zeros in `weight` and a buffer `weight_mask` beside it.
+        teacher: the dense model; only read.
+        batches: unlabelled, each called `model(**batch)`; run through in a random order that `seed` fixes, again and
+            again where the budget is larger.
+        minutes: budget in wall time. It is turned into steps once, by timing a few on a copy, and the number is stored
+            in the checkpoint, so that a resumed run ends with the same weights.
+        steps: budget in optimiser steps; exactly one of `minutes` and `steps` is given.
+        family: name in the registry `distillations`, or a distillation of your own.
+        blocks: names of submodules whose outputs are compared too (usually the transformer blocks, in run order).
+        lr: peak learning rate of AdamW; it rises linearly over the first `warmup` share of the steps and falls
+            linearly to zero at the last.
+        warmup: share of the steps, 0..1.
+        weight_decay: of AdamW.
+        clip: largest gradient norm.
+        betas: of AdamW.
+        embeddings: whether embedding tables are trained as well; they are large, and sparsity does not touch them.
+        seed: fixes the order of the batches.
+        checkpoint: file to go on from when it exists, and to write now and then; finished runs are read back whole.
+        checkpoint_every_s: seconds between two writes.
+        progress: called after every step with (steps done, steps in all, loss).
+
+    Returns:
+        The losses and the time. Masked weights are exactly zero, masks are as they were, and so is the train mode.
+
+    Raises:
+        RecipeError: not exactly one budget, or one below one step.
+        DataError: no batches, or a checkpoint of another run.
+        ModelError: packed weights, or a block name that the model does not have.
+        NumericError: the loss became NaN or infinite; the model is left as it was before that step.
+    """
+    if (minutes is None) == (steps is None):
+        raise RecipeError("Recovery takes exactly one budget, `minutes` or `steps`. Give one of them.")
+    if (minutes is not None and minutes <= 0) or (steps is not None and steps < 1):
+        raise RecipeError(f"A recovery budget is at least one step, got minutes={minutes}, steps={steps}.")
+    if not batches:
+        raise DataError("Recovery needs at least one batch of unlabelled data; the task gave none.")
+    distillation = distillations.get(family) if isinstance(family, str) else family
+    settings = Settings(steps, minutes, lr, warmup, weight_decay, clip, betas, embeddings, seed)
+    started = time.perf_counter()
+    with as_in_inference(model), as_in_inference(teacher):
+        run = Run(model, teacher, batches, distillation, blocks, settings)
+        path = None if checkpoint is None else Path(checkpoint)
+        first = run.begin(path)
+        written = time.perf_counter()
+        while run.step < run.total:
+            loss = run.advance()
+            if path is not None and (run.step == run.total or time.perf_counter() - written > checkpoint_every_s):
+                run.save(path)
+                written = time.perf_counter()
+            if progress is not None:
+                progress(run.step, run.total, loss)
+        run.close()
+    return Recovery(run.total, run.losses, time.perf_counter() - started, first)
+
+
+class Run:
+    """One recovery under way: model, optimiser, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        batches: Sequence[Batch],
+        distillation: AbstractDistillation,
+        blocks: Sequence[str],
+        settings: Settings,
+    ) -> None:
+        self.model, self.teacher, self.batches = model, teacher, batches
+        self.distillation, self.blocks, self.settings = distillation, tuple(blocks), settings
+        self.masked: list[MaskedWeight] = masked_weights(model)
+        self.trained = trained_parameters(model, settings.embeddings)
+        self.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        chosen = {id(parameter) for parameter in self.trained.values()}
+        self.frozen = [parameter for parameter in self.frozen if id(parameter) not in chosen]
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.step, self.total = 0, settings.steps or 0
+        self.losses: list[float] = []
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def begin(self, path: Path | None) -> int:
+        """Go on from the checkpoint if there is one, else fix the number of steps; the first step's number."""
+        described: dict[str, Any] = asdict(self.distillation) if is_dataclass(self.distillation) else {}
+        settings = {**asdict(self.settings), "loss": type(self.distillation).__name__, "weights": described}
+        settings |= {"blocks": self.blocks, "threads": torch.get_num_threads(), "batches": len(self.batches)}
+        tensors = [*self.model.state_dict().values(), *(v for b in self.batches for v in b.values() if is_plain(v))]
+        self.digest = run_digest(settings, (tensor for tensor in tensors if is_plain(tensor)))
+        if path is not None and path.exists():
+            self._restore(read_checkpoint(path, self.digest))
+        elif self.settings.minutes is not None:
+            self.total = self._steps_in(self.settings.minutes * 60.0)
+            if path is not None:
+                self.save(path)
+        return self.step
+
+    def advance(self) -> float:
+        """One optimiser step; the loss before it.
+
+        Raises:
+            NumericError: the loss or a gradient is NaN or infinite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * schedule(self.step, self.total, self.settings.warmup)
+        loss = self._backward(self._batch(self.step))
+        for weight in self.masked:
+            weight.clear()
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
+        if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
+            raise NumericError(
+                f"Recovery met a loss of {loss} and a gradient norm of {float(norm)} at step {self.step + 1}. "
+                f"Lower the learning rate (now {self.settings.lr}), or check the model and the batches for NaN."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.masked:
+            weight.clear()
+        self.step += 1
+        self.losses.append(loss)
+        return loss
+
+    def _backward(self, batch: Batch) -> float:
+        with torch.no_grad():
+            theirs = answer(self.teacher, batch, self.blocks)
+        loss = self.distillation.loss(answer(self.model, batch, self.blocks), theirs, batch)
+        loss.backward()
+        return loss.item()
+
+    def _batch(self, step: int) -> Batch:
+        epoch, place = divmod(step, len(self.batches))
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.batches))
+            self._order = (epoch, order.tolist())
+        return self.batches[self._order[1][place]]
+
+    def _steps_in(self, seconds: float) -> int:
+        """How many steps fit: a few are timed without moving the weights, then batches are counted by their size."""
+        sizes = [batch_size(self._batch(step)) for step in range(TIMED_STEPS)]
+        self._backward(self._batch(0))  # the first pass also allocates
+        started = time.perf_counter()
+        for step in range(TIMED_STEPS):
+            self._backward(self._batch(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        second_per_size = (time.perf_counter() - started) / sum(sizes)
+        spent, steps = 0.0, 0
+        while True:
+            spent += second_per_size * batch_size(self._batch(steps))
+            if spent > seconds:
+                return max(steps, 1)
+            steps += 1
+
+    def save(self, path: Path) -> None:
+        """Write weights, moments and progress."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.trained.items():
+            tensors[f"weight/{name}"] = parameter
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value
+        tensors["random"] = torch.get_rng_state()
+        write_checkpoint(
+            path, tensors, {"digest": self.digest, "step": self.step, "total": self.total, "losses": self.losses}
+        )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self.step, self.total = int(saved.state["step"]), int(saved.state["total"])
+        self.losses = [float(loss) for loss in saved.state["losses"]]
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(saved.tensors[f"weight/{name}"])
+                if self.step:
+                    keys = ("step", "exp_avg", "exp_avg_sq")
+                    self.optimizer.state[parameter] = {key: saved.tensors[f"{key}/{name}"].clone() for key in keys}
+        torch.set_rng_state(saved.tensors["random"])
+
+    def close(self) -> None:
+        """Give the parameters back as they came: trainable where they were, without gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+
+
+def trained_parameters(model: nn.Module, embeddings: bool) -> dict[str, nn.Parameter]:
+    """Parameters that recovery moves, by name, each once: all that require gradients, embedding tables on request.
+
+    Raises:
+        ModelError: there are none.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and not embeddings}
+    chosen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in tables
+    }
+    if not chosen:
+        raise ModelError("Recovery found no parameter that requires a gradient. Call model.requires_grad_(True) first.")
+    return chosen
+
+
+def answer(model: nn.Module, batch: Batch, blocks: Sequence[str]) -> Answer:
+    """Run the model and keep the outputs of the named blocks.
+
+    Raises:
+        ModelError: a block name is unknown.
+    """
+    modules = dict(model.named_modules())
+    unknown = [name for name in blocks if name not in modules]
+    if unknown:
+        raise ModelError(f"The model has no block {unknown[0]!r}, whose output recovery was to compare.")
+    hidden: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden[name] = main_tensor(output)
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in blocks]
+    try:
+        output = main_tensor(model(**batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Answer(output, [hidden[name] for name in blocks])
+
+
+def main_tensor(output: Any) -> Tensor:
+    """The tensor itself, `.logits`, `.last_hidden_state`, or the first of a tuple.
+
+    Raises:
+        ModelError: none of these.
+    """
+    for value in (output, getattr(output, "logits", None), getattr(output, "last_hidden_state", None)):
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise ModelError(
+        f"Recovery compares tensors, `.logits` or `.last_hidden_state`, but the model returned {type(output).__name__}."
+    )
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate: linear up over the warm-up, linear down to zero after the last step."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return (total - step) / max(1, total - rise)
+
+
+def batch_size(batch: Batch) -> int:
+    """Elements of the batch's largest tensor: what its time grows with."""
+    return max((value.numel() for value in batch.values() if is_plain(value)), default=1)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor that has bytes."""
+    return isinstance(value, Tensor) and not value.is_meta
+
+
+@contextmanager
+def as_in_inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the block; every submodule's own mode is restored after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
