@@ -1,0 +1,19 @@
+class Operand:
+    def __init__(
+        self,
+        values: int,
+        half_values: bool,
+        index: int,
+        pointers: int,
+        out: int,
+        in_: int,
+        group: int,
+        blocks: int,
+        block_columns: int,
+        kept_per_8: int,
+    ) -> None: ...
+    def linear(
+        self, x: int, x_stride: int, tokens: int, bias: int, y: int, kernel: int, threads: int
+    ) -> None: ...
+
+def instruction_set() -> str: ...

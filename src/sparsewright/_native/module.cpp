@@ -1,0 +1,110 @@
+// The Python side of the native library. It sees torch only as addresses, so it builds without torch.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels/sparse_linear/problem.hpp"
+
+namespace nb = nanobind;
+using namespace sparsewright;
+
+namespace {
+
+struct InstructionSet {
+    const char *name;
+    bool (*runs_here)();
+    LinearFunction linear;
+};
+
+// Best first. A new set is one line here and one in CMakeLists.txt.
+const InstructionSet sets[] = {
+#if defined(SPARSEWRIGHT_WITH_AVX2)
+    {"avx2",
+     [] {
+         __builtin_cpu_init();
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     sparsewright_sparse_linear_avx2},
+#endif
+    {"scalar", [] { return true; }, sparsewright_sparse_linear_portable},
+};
+
+// The best set that this processor runs, or a lower one that SPARSEWRIGHT_ISA names.
+const InstructionSet &choose() {
+    const char *forced = std::getenv("SPARSEWRIGHT_ISA");
+    if (forced && !*forced) forced = nullptr;
+    std::string known;
+    for (const InstructionSet &set : sets) {
+        known += known.empty() ? set.name : std::string(", ") + set.name;
+        if (forced ? forced == std::string(set.name) && set.runs_here() : set.runs_here()) return set;
+    }
+    throw std::runtime_error(std::string("SPARSEWRIGHT_ISA=") + forced + " names no instruction set that runs here (" +
+                             known + " were built). Unset it to use the best one.");
+}
+
+const InstructionSet &current() {
+    static const InstructionSet &set = choose();
+    return set;
+}
+
+template <class T> T *at(std::uintptr_t address) { return reinterpret_cast<T *>(address); }
+
+// A packed weight in the vector layout, as addresses. The Python owner keeps the memory alive.
+class Operand {
+  public:
+    Operand(std::uintptr_t values, bool half_values, std::uintptr_t index, std::uintptr_t pointers, std::int64_t out,
+            std::int64_t in, int group, std::int64_t blocks, std::int64_t block_columns, int kept_per_8)
+        : problem_{} {
+        if (group != 1 && group != 2 && group != 4 && group != 8 && group != 16)
+            throw std::invalid_argument("the group must be 1, 2, 4, 8 or 16");
+        if (out < 1 || in < 1 || blocks < 1 || block_columns < 1 || block_columns > 256 || blocks * block_columns < in)
+            throw std::invalid_argument("the blocks do not cover the input columns");
+        problem_.values = at<void>(values);
+        problem_.half_values = half_values;
+        problem_.index = at<std::uint8_t>(index);
+        problem_.pointers = at<std::int32_t>(pointers);
+        problem_.out = out;
+        problem_.in = in;
+        problem_.group = group;
+        problem_.blocks = blocks;
+        problem_.block_columns = block_columns;
+        problem_.groups = (out + group - 1) / group;
+        problem_.kept_per_8 = kept_per_8;
+        linear_ = current().linear;
+    }
+
+    void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
+                int kernel, int threads) const {
+        LinearProblem problem = problem_;
+        problem.x = at<float>(x);
+        problem.x_stride = x_stride;
+        problem.tokens = tokens;
+        problem.bias = at<float>(bias);
+        problem.y = at<float>(y);
+        problem.kernel = static_cast<Kernel>(kernel);
+        problem.threads = threads;
+        if (tokens < 1) return;
+        linear_(problem);
+    }
+
+  private:
+    LinearProblem problem_;
+    LinearFunction linear_;
+};
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    m.def("instruction_set", [] { return std::string(current().name); });
+    nb::class_<Operand>(m, "Operand")
+        .def(nb::init<std::uintptr_t, bool, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t, int,
+                      std::int64_t, std::int64_t, int>(),
+             nb::arg("values"), nb::arg("half_values"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
+             nb::arg("in_"), nb::arg("group"), nb::arg("blocks"), nb::arg("block_columns"), nb::arg("kept_per_8"))
+        .def("linear", &Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
+             nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
+}

@@ -1,0 +1,7 @@
+"""`y = x W^T + b` with a packed weight W."""
+
+from .dispatch import dispatch_table, set_dispatch_table, which, why_not
+from .linear import linear
+from .reference import reference_linear
+
+__all__ = ["dispatch_table", "linear", "reference_linear", "set_dispatch_table", "which", "why_not"]

@@ -1,0 +1,86 @@
+"""Which kernel runs a call: the first of the dispatch table's preferences that is able. Never dense silently."""
+
+import functools
+
+from ...core import DispatchEntry, DispatchTable, KernelError
+from ...layouts import PackedWeight
+from .candidates import CANDIDATES, NATIVE, AbstractNative
+
+OP = "sparse_linear"
+
+# Measured with benchmarks/bench_linear.py on AVX2 (Zen 3), one thread. Vectors of rows win small batches, where
+# transposing is not repaid, and groups of 16 as long as a tile of x stays in the first-level cache.
+_DEFAULT = DispatchTable(
+    (
+        DispatchEntry(OP, ("single_token",), tokens=(0, 2)),
+        DispatchEntry(OP, ("row_lane", "token_lane"), group=4, tokens=(2, 5)),
+        DispatchEntry(OP, ("row_lane", "token_lane"), group=8, tokens=(2, 13)),
+        DispatchEntry(OP, ("row_lane", "token_lane"), group=16),
+        DispatchEntry(OP, ("token_lane", "row_lane")),
+    )
+)
+
+_table = _DEFAULT
+
+
+def dispatch_table() -> DispatchTable:
+    """The table in use: what was set last, in front of the built-in one."""
+    return _table
+
+
+def set_dispatch_table(measured: DispatchTable | None) -> None:
+    """Prefer kernels as measured on this machine; None goes back to the built-in table."""
+    global _table
+    _table = _DEFAULT if measured is None else measured.over(_DEFAULT)
+    choose_native.cache_clear()
+
+
+@functools.lru_cache(maxsize=4096)
+def choose_native(group: int, tokens: int, in_: int, density: float) -> AbstractNative:
+    """The native kernel to run for these sizes.
+
+    Raises:
+        KernelError: none is able, with each one's reasons.
+    """
+    by_name = {kernel.name: kernel for kernel in NATIVE}
+    preferred = [by_name[name] for name in _table.prefer(OP, group, tokens, in_, density) if name in by_name]
+    for kernel in (*preferred, *NATIVE):
+        if not kernel.why_not_call(group, tokens):
+            return kernel
+    raise no_kernel({kernel.name: kernel.why_not_call(group, tokens) for kernel in NATIVE})
+
+
+def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
+    """What stands against each kernel for this weight and batch.
+
+    Args:
+        packed: the weight.
+        tokens: rows of x.
+
+    Returns:
+        Kernel name -> reasons; an empty list means that it is able.
+    """
+    return {candidate.name: candidate.why_not(packed, tokens) for candidate in CANDIDATES}
+
+
+def which(packed: PackedWeight, tokens: int = 1) -> str:
+    """Name of the kernel that `linear` runs for this weight and batch.
+
+    Raises:
+        KernelError: no kernel is able, with each one's reasons.
+    """
+    reasons = why_not(packed, tokens)
+    able = [name for name, against in reasons.items() if not against]
+    if not able:
+        raise no_kernel(reasons)
+    if packed.layout != "vector":
+        return able[0]
+    values = packed.tensors["values"]
+    density = values.shape[0] / max(1, -(-packed.shape[0] // values.shape[1]) * packed.shape[1])
+    return choose_native(values.shape[1], tokens, packed.shape[1], density).name
+
+
+def no_kernel(reasons: dict[str, list[str]]) -> KernelError:
+    """The error that lists each candidate's reasons."""
+    each = "; ".join(f"{name}: {', '.join(against)}" for name, against in reasons.items() if against)
+    return KernelError(f"No kernel runs sparse linear here. {each}. Pack the weight for it, or leave the layer dense.")

@@ -1,0 +1,82 @@
+"""`linear`: the public door. A few microseconds in eager inference, the registered operator everywhere else."""
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from ...layouts import PackedWeight
+from .dispatch import no_kernel, why_not
+from .op import check_call
+from .operand import kept_per_8, native_operand
+
+
+def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """`x @ W.T + bias` without touching what W does not keep.
+
+    Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
+    token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
+
+    Args:
+        x: `(..., in)` float32, any strides, any number of tokens.
+        packed: W `(out, in)`: layout `vector` (float32 or float16 values), or `masked` (dense on request).
+        bias: `(out,)` float32, or None.
+
+    Returns:
+        `(..., out)` float32.
+
+    Raises:
+        KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
+    """
+    if torch.compiler.is_compiling() or _needs_operator(x, bias):
+        return _through_operator(x, packed, bias)
+    if packed.layout == "masked":
+        return _masked_dense(x, packed, bias)
+    operand = native_operand(packed)
+    out, in_ = operand.out, operand.in_
+    if (
+        x.dtype is not torch.float32
+        or not x.is_cpu
+        or x.dim() == 0
+        or x.shape[-1] != in_
+        or not (bias is None or (bias.dtype is torch.float32 and bias.is_cpu and bias.shape == (out,)))
+    ):
+        check_call(x, in_, out, bias)
+    if not (x.is_contiguous() or (x.dim() == 2 and x.stride(1) == 1)):
+        x = x.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    y = torch.empty((*x.shape[:-1], out))
+    tokens = x.numel() // in_
+    if tokens:
+        operand.run(x, bias, y, tokens)
+    return y
+
+
+def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether gradients, tensor subclasses (fake tensors among them) or autocast are in play."""
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return True
+    return type(x) not in (Tensor, Parameter)
+
+
+def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+    if packed.layout == "masked":
+        return _masked_dense(x, packed, bias)
+    tensors = packed.tensors
+    if packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
+        raise no_kernel(why_not(packed, 2))
+    check_call(x, packed.shape[1], packed.shape[0], bias)
+    y: Tensor = torch.ops.sparsewright.linear(
+        x,
+        tensors["values"],
+        tensors["index"],
+        tensors["pointers"],
+        bias,
+        packed.shape[0],
+        kept_per_8(packed.pattern),
+    )
+    return y
+
+
+def _masked_dense(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
+    return functional.linear(x, packed.tensors["values"].to(x.dtype), bias)

@@ -1,0 +1,111 @@
+"""The native form of a packed weight, made once: addresses, sizes, and how costly a token is."""
+
+import weakref
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..._native import Operand
+from ...core import NM, AbstractPattern, Transposable
+from ...layouts import PackedWeight
+from ...layouts.vector import block_columns
+from .dispatch import choose_native, no_kernel, why_not
+
+# Forking and joining the thread pool pays above about 150 us of work (2 us awake, 10 us asleep, each way).
+_SERIAL_S = 150e-6
+_MULTIPLY_ADDS_PER_S = 30e9
+_READ_BYTES_PER_S = 20e9
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NativeOperand:
+    """What a call needs, beside x.
+
+    Attributes:
+        native: the C++ object; holds addresses only.
+        tensors: values, index and pointers, kept alive.
+        out, in_, group: sizes of the weight and its row groups.
+        density: kept columns / all.
+    """
+
+    native: Operand
+    tensors: tuple[Tensor, Tensor, Tensor]
+    out: int
+    in_: int
+    group: int
+    density: float
+
+    def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int) -> None:
+        """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
+        kernel = choose_native(self.group, tokens, self.in_, self.density)
+        threads = 1
+        kept = self.density * self.out * self.in_
+        if kept * tokens / _MULTIPLY_ADDS_PER_S + 4 * kept / _READ_BYTES_PER_S > _SERIAL_S:
+            threads = torch.get_num_threads()
+        stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
+        address = 0 if bias is None else bias.data_ptr()
+        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel.code, threads)
+
+
+def make_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_: int, kept_per_8: int) -> NativeOperand:
+    """Operand of the vector layout's tensors.
+
+    Args:
+        values: `(kept, G)` float32 or float16.
+        index: `(kept,)` uint8.
+        pointers: `(blocks, groups + 1)` int32.
+        out, in_: shape of the weight.
+        kept_per_8: see `kept_per_8()`; 0 is always right.
+    """
+    tensors = (values.contiguous(), index.contiguous(), pointers.contiguous())
+    group, blocks = values.shape[1], pointers.shape[0]
+    native = Operand(
+        tensors[0].data_ptr(),
+        values.dtype == torch.float16,
+        tensors[1].data_ptr(),
+        tensors[2].data_ptr(),
+        out,
+        in_,
+        group,
+        blocks,
+        block_columns(in_, blocks),
+        kept_per_8,
+    )
+    density = index.numel() / ((pointers.shape[1] - 1) * in_)
+    return NativeOperand(native, tensors, out, in_, group, density)
+
+
+def kept_per_8(pattern: AbstractPattern) -> int:
+    """How many of every aligned 8 columns a row keeps, where that is 1, 2 or 4 for certain; else 0."""
+    if not isinstance(pattern, NM | Transposable) or pattern.group != 1 or 8 % pattern.m:
+        return 0
+    kept = pattern.n * 8 // pattern.m
+    return kept if kept in (1, 2, 4) else 0
+
+
+# By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight.
+_operands: dict[int, NativeOperand] = {}
+
+
+def native_operand(packed: PackedWeight) -> NativeOperand:
+    """The operand of a packed weight in the layout `vector`, from the cache or made now.
+
+    Raises:
+        KernelError: no native kernel reads this weight.
+    """
+    found = _operands.get(id(packed))
+    if found is not None:
+        return found
+    reasons = why_not(packed, 2)
+    if reasons["token_lane"]:
+        raise no_kernel(reasons)
+    tensors = packed.tensors
+    operand = make_operand(
+        tensors["values"], tensors["index"], tensors["pointers"], *packed.shape, kept_per_8(packed.pattern)
+    )
+    _operands[id(packed)] = operand
+    weakref.finalize(packed, _operands.pop, id(packed), None)
+    return operand

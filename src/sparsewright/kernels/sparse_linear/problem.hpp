@@ -1,0 +1,44 @@
+// What one call of the sparse linear kernels gets, and the one entry point that every instruction set provides.
+//
+// y[t][o] = bias[o] + sum_k x[t][k] W[o][k], W in the "vector" layout: input columns are cut into blocks of
+// `block_columns` (<= 256); output rows into groups of `group`; the rows of a group share one choice of columns.
+// Values lie block-major, then row group, then column ascending, `group` of them per kept column.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsewright {
+
+enum class Kernel : int { token_lane = 0, row_lane = 1, single_token = 2 };
+
+struct LinearProblem {
+    const float *x;           // (tokens, in), rows `x_stride` floats apart
+    std::int64_t x_stride;
+    std::int64_t tokens;
+    std::int64_t in;
+    std::int64_t out;
+    const void *values;       // (kept, group) float or half
+    const std::uint8_t *index;     // (kept,) column inside its block
+    const std::int32_t *pointers;  // (blocks, groups + 1) offsets into index
+    std::int64_t blocks;
+    std::int64_t block_columns;
+    std::int64_t groups;
+    int group;                // 1, 2, 4, 8 or 16
+    int half_values;          // 1: values are IEEE half
+    int kept_per_8;           // group 1 only: 1, 2 or 4 when every aligned 8 columns keep exactly that many, else 0
+    const float *bias;        // (out,) or null
+    float *y;                 // (tokens, out), contiguous
+    int threads;
+    Kernel kernel;
+};
+
+using LinearFunction = void (*)(const LinearProblem &);
+
+}  // namespace sparsewright
+
+extern "C" {
+void sparsewright_sparse_linear_portable(const sparsewright::LinearProblem &problem);
+#if defined(SPARSEWRIGHT_WITH_AVX2)
+void sparsewright_sparse_linear_avx2(const sparsewright::LinearProblem &problem);
+#endif
+}

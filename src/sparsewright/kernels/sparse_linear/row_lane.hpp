@@ -1,0 +1,145 @@
+// Row lanes: a vector holds 8 (or 4) output rows of one group, and one input value is broadcast to it. Serves shared
+// patterns at small batches (any group of 4 or more) and every batch at groups of 8 and 16. Neither x nor y is
+// transposed. Sums are one chain of multiply-adds in ascending column order, so results do not depend on the tile.
+#pragma once
+
+#include <type_traits>
+
+#include "problem.hpp"
+#include "simd.hpp"
+
+#include "../../_native/parallel.hpp"
+
+namespace {
+
+using sparsewright::LinearProblem;
+
+constexpr std::int64_t weight_bytes = 192 * 1024;  // weights that stay in the second-level cache over all tokens
+constexpr std::int64_t x_columns = 1024;           // columns of x that stay in the first-level cache
+
+template <int G, class Value> struct RowLane {
+    using V = std::conditional_t<(G >= lanes), Wide, f4>;
+    static constexpr int width = sizeof(V) / sizeof(float);
+    static constexpr int vectors = G / width;
+    static constexpr int most_tokens = vectors == 1 ? 8 : vectors == 2 ? 6 : 3;
+
+    // y of MT tokens and one row group; starts from y unless `first`, adds the bias if `last`.
+    template <int MT>
+    static inline void tile(const LinearProblem &p, std::int64_t g, Range blocks, const float *x,
+                            std::int64_t x_stride, float *y, std::int64_t y_stride, const float *bias, bool first) {
+        V sum[MT][vectors];
+#pragma GCC unroll 16
+        for (int t = 0; t < MT; ++t)
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; ++v) sum[t][v] = first ? V{} : load<V>(y + t * y_stride + v * width);
+        for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
+            const std::int32_t *pointer = p.pointers + b * (p.groups + 1) + g;
+            const Value *values = static_cast<const Value *>(p.values) + pointer[0] * static_cast<std::int64_t>(G);
+            const std::uint8_t *index = p.index + pointer[0], *end = p.index + pointer[1];
+            const float *row[MT];
+#pragma GCC unroll 16
+            for (int t = 0; t < MT; ++t) row[t] = x + t * x_stride + (b - blocks.begin) * p.block_columns;
+            for (; index != end; ++index, values += G) {
+                const std::int64_t k = *index;
+                V weight[vectors];
+#pragma GCC unroll 16
+                for (int v = 0; v < vectors; ++v) weight[v] = load<V>(values + v * width);
+#pragma GCC unroll 16
+                for (int t = 0; t < MT; ++t) {
+                    const V one = splat<V>(row[t][k]);
+#pragma GCC unroll 16
+                    for (int v = 0; v < vectors; ++v) sum[t][v] += one * weight[v];
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < MT; ++t)
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; ++v) {
+                if (bias) sum[t][v] += load<V>(bias + v * width);
+                store(y + t * y_stride + v * width, sum[t][v]);
+            }
+    }
+
+    template <int MT>
+    static void groups(const LinearProblem &p, Range groups_of, Range blocks, const float *x, std::int64_t x_stride,
+                       std::int64_t token) {
+        const bool first = blocks.begin == 0, last = blocks.end == p.blocks;
+        float *y = p.y + token * p.out;
+        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g) {
+            const float *bias = last && p.bias ? p.bias + g * G : nullptr;
+            if (g * G + G <= p.out) {
+                tile<MT>(p, g, blocks, x, x_stride, y + g * G, p.out, bias, first);
+                continue;
+            }
+            // The last group is short: work on a copy with room for whole vectors.
+            float sums[MT][G] = {}, short_bias[G] = {};
+            const int live = static_cast<int>(p.out - g * G);
+            for (int t = 0; t < MT && !first; ++t)
+                for (int r = 0; r < live; ++r) sums[t][r] = y[t * p.out + g * G + r];
+            for (int r = 0; r < live && bias; ++r) short_bias[r] = bias[r];
+            tile<MT>(p, g, blocks, x, x_stride, sums[0], G, bias ? short_bias : nullptr, first);
+            for (int t = 0; t < MT; ++t)
+                for (int r = 0; r < live; ++r) y[t * p.out + g * G + r] = sums[t][r];
+        }
+    }
+
+    static void run(const LinearProblem &p, Range tokens, Range groups_of) {
+        const std::int64_t count = tokens.end - tokens.begin;
+        const std::int64_t tiles = divide_up(count, most_tokens);
+        // Rows a multiple of 4 KB apart fall into the same cache sets, so copy each tile to a kinder stride then.
+        const bool copy = count > 1 && tiles > 0 && p.x_stride * sizeof(float) % 4096 == 0;
+        const std::int64_t pass_blocks = x_columns / p.block_columns > 1 ? x_columns / p.block_columns : 1;
+        const std::int64_t passes = divide_up(p.blocks, pass_blocks);
+        const std::int64_t stride = pass_blocks * p.block_columns + 16;
+        float *copied = copy ? static_cast<float *>(sparsewright::scratch(count * stride * sizeof(float))) : nullptr;
+        for (std::int64_t pass = 0; pass < passes; ++pass) {
+            const Range blocks = share(p.blocks, passes, pass);
+            const std::int64_t begin = smaller(blocks.begin * p.block_columns, p.in);
+            const std::int64_t end = smaller(blocks.end * p.block_columns, p.in);
+            const float *x = p.x + tokens.begin * p.x_stride + begin;
+            std::int64_t x_stride = p.x_stride;
+            if (copy) {
+                for (std::int64_t t = 0; t < count; ++t)
+                    std::memcpy(copied + t * stride, x + t * p.x_stride, (end - begin) * sizeof(float));
+                x = copied;
+                x_stride = stride;
+            }
+            const std::int64_t kept = p.pointers[blocks.end * (p.groups + 1) - 1] - p.pointers[blocks.begin * (p.groups + 1)];
+            const std::int64_t parts =
+                divide_up((kept / p.groups + 1) * (groups_of.end - groups_of.begin) * G * static_cast<int>(sizeof(Value)),
+                          weight_bytes);
+            for (std::int64_t part = 0; part < parts; ++part) {
+                Range some = share(groups_of.end - groups_of.begin, parts, part);
+                some = {some.begin + groups_of.begin, some.end + groups_of.begin};
+                for (std::int64_t i = 0; i < tiles; ++i) {
+                    const Range tile_of = share(count, tiles, i);
+                    const float *tile_x = x + tile_of.begin * x_stride;
+                    const auto call = [&]<int MT>() {
+                        groups<MT>(p, some, blocks, tile_x, x_stride, tokens.begin + tile_of.begin);
+                    };
+                    switch (tile_of.end - tile_of.begin) {
+                        case 1: call.template operator()<1>(); break;
+                        case 2: call.template operator()<2>(); break;
+                        case 3: call.template operator()<3>(); break;
+                        default:
+                            if constexpr (most_tokens >= 6) {
+                                switch (tile_of.end - tile_of.begin) {
+                                    case 4: call.template operator()<4>(); break;
+                                    case 5: call.template operator()<5>(); break;
+                                    case 6: call.template operator()<6>(); break;
+                                    default:
+                                        if constexpr (most_tokens >= 8) {
+                                            if (tile_of.end - tile_of.begin == 7) call.template operator()<7>();
+                                            else call.template operator()<8>();
+                                        }
+                                }
+                            }
+                    }
+                }
+            }
+        }
+    }
+};
+
+}  // namespace

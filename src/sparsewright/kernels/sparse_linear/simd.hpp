@@ -1,0 +1,128 @@
+// The vectors of one instruction set. Everything here has internal linkage, because this text is compiled once per
+// instruction set and the linker must never pick a wide copy for the portable path.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float f4 __attribute__((vector_size(16)));
+typedef float f8 __attribute__((vector_size(32)));
+
+#if defined(__AVX2__)
+using Wide = f8;
+#else
+using Wide = f4;  // SSE2 on x86-64, NEON on arm64, scalars elsewhere
+#endif
+constexpr int lanes = sizeof(Wide) / sizeof(float);
+
+template <class V> inline V load(const float *p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V> inline void store(float *p, V v) { std::memcpy(p, &v, sizeof v); }
+
+template <class V> inline V splat(float s) {
+    if constexpr (sizeof(V) == 32) {
+        return V{s, s, s, s, s, s, s, s};
+    } else {
+        return V{s, s, s, s};
+    }
+}
+
+struct Half {
+    std::uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(Half half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half.bits);
+#else
+    // Shift exponent and mantissa into place and rescale by 2^112: exact for normal and subnormal halves.
+    std::uint32_t magnitude = static_cast<std::uint32_t>(half.bits & 0x7fffu) << 13;
+    float scaled;
+    std::memcpy(&scaled, &magnitude, sizeof scaled);
+    scaled *= 0x1p112f;
+    std::uint32_t bits;
+    std::memcpy(&bits, &scaled, sizeof bits);
+    if ((half.bits & 0x7c00u) == 0x7c00u) bits = 0x7f800000u | magnitude;
+    bits |= static_cast<std::uint32_t>(half.bits & 0x8000u) << 16;
+    std::memcpy(&scaled, &bits, sizeof scaled);
+    return scaled;
+#endif
+}
+
+template <class V> inline V load(const Half *p) {
+#if defined(__F16C__)
+    if constexpr (sizeof(V) == 32) {
+        return (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    } else {
+        return (V)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    }
+#else
+    V v;
+    for (unsigned i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
+}
+
+// Values as floats: themselves, or decoded into `stage`, which must have room for `count` rounded up to `lanes`.
+inline const float *as_floats(const float *values, std::int64_t, float *) { return values; }
+
+inline const float *as_floats(const Half *values, std::int64_t count, float *stage) {
+    std::int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) store(stage + i, load<Wide>(values + i));
+    for (; i < count; ++i) stage[i] = to_float(values[i]);
+    return stage;
+}
+
+template <class T> inline T smaller(T a, T b) { return a < b ? a : b; }
+
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Share number `part` of `count` things cut into `parts` nearly equal shares: its first and one past its last.
+struct Range {
+    std::int64_t begin, end;
+};
+inline Range share(std::int64_t count, std::int64_t parts, std::int64_t part) {
+    return {count * part / parts, count * (part + 1) / parts};
+}
+
+// Transposes a square of `lanes` x `lanes` floats.
+inline void transpose(Wide (&r)[lanes]) {
+#if defined(__AVX2__)
+    __m256 a[8], b[8];
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm256_unpacklo_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        b[4 * i + 0] = _mm256_shuffle_ps(a[4 * i + 0], a[4 * i + 2], 0x44);
+        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i + 0], a[4 * i + 2], 0xee);
+        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = (Wide)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = (Wide)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+#else
+    const f4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+    const f4 c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    r[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+    r[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+    r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+    r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+#endif
+}
+
+}  // namespace

@@ -1,0 +1,260 @@
+// Token lanes: a vector holds one column of x for 8 tokens, and a weight is broadcast to it. Serves every group size
+// from about 4 tokens on. x is transposed panel by panel (a panel stays in the first-level cache), y at the end.
+//
+// Every output is one chain of fused multiply-adds in ascending column order, whatever the tile, thread or position in
+// the batch: results do not depend on them.
+#pragma once
+
+#include "problem.hpp"
+#include "simd.hpp"
+
+#include "../../_native/parallel.hpp"
+
+namespace {
+
+using sparsewright::LinearProblem;
+
+constexpr std::int64_t panel_bytes = 26 * 1024;    // of 32 KB first-level cache; the rest is for weights and sums
+constexpr std::int64_t sums_bytes = 208 * 1024;    // of 512 KB second-level cache
+constexpr int stage_floats = 256 * 16 + lanes;     // decoded half values of one block and one row group
+
+struct Span {  // the kept values of one row group in one block
+    const float *values;
+    const std::uint8_t *index;
+    std::int64_t count;
+};
+
+// Adds `blocks` blocks of M row groups, R rows each, to the sums of NV vectors of tokens.
+// values step `group` floats per kept column; M * R * NV sums and what multiplies them must fit 16 registers.
+template <int M, int R, int NV>
+inline __attribute__((always_inline)) void accumulate(const Span *spans, std::int64_t blocks, const float *panel,
+                                                      std::int64_t block_columns, int group, float *sums,
+                                                      std::int64_t sums_step, bool first) {
+    constexpr int width = NV * lanes;
+    Wide sum[M][R][NV];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; ++v)
+                sum[m][r][v] = first ? Wide{} : load<Wide>(sums + m * sums_step + r * width + v * lanes);
+    auto step = [&](int m, const float *w, const float *x) __attribute__((always_inline)) {
+        if constexpr (R > NV || (R == NV && R > 2) || NV <= 3) {
+            Wide column[NV];
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; ++v) column[v] = load<Wide>(x + v * lanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Wide weight = splat<Wide>(w[r]);
+#pragma GCC unroll 16
+                for (int v = 0; v < NV; ++v) sum[m][r][v] += weight * column[v];
+            }
+        } else {
+            Wide weight[R];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) weight[r] = splat<Wide>(w[r]);
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; ++v) {
+                const Wide column = load<Wide>(x + v * lanes);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) sum[m][r][v] += weight[r] * column;
+            }
+        }
+    };
+    for (std::int64_t b = 0; b < blocks; ++b, spans += M, panel += block_columns * width) {
+        const float *values[M];
+        const std::uint8_t *index[M];
+        std::int64_t common = spans[0].count;
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            values[m] = spans[m].values;
+            index[m] = spans[m].index;
+            common = smaller(common, spans[m].count);
+        }
+        for (std::int64_t j = 0; j < common; ++j) {
+#pragma GCC unroll 16
+            for (int m = 0; m < M; ++m) {
+                step(m, values[m], panel + index[m][j] * static_cast<std::int64_t>(width));
+                values[m] += group;
+            }
+        }
+        if constexpr (M > 1) {
+#pragma GCC unroll 16
+            for (int m = 0; m < M; ++m)
+                for (std::int64_t j = common; j < spans[m].count; ++j) {
+                    step(m, values[m], panel + index[m][j] * static_cast<std::int64_t>(width));
+                    values[m] += group;
+                }
+        }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; ++v) store(sums + m * sums_step + r * width + v * lanes, sum[m][r][v]);
+}
+
+// x of `tokens` (at most NV * lanes) tokens, columns begin..end, to panel[column - begin][NV * lanes].
+// Lanes without a token repeat the last one: nothing reads their results.
+template <int NV>
+inline void fill_panel(const float *x, std::int64_t x_stride, std::int64_t tokens, std::int64_t begin,
+                       std::int64_t end, float *panel) {
+    constexpr int width = NV * lanes;
+    for (int v = 0; v < NV; ++v) {
+        const float *row[lanes];
+        for (int i = 0; i < lanes; ++i) row[i] = x + smaller<std::int64_t>(v * lanes + i, tokens - 1) * x_stride;
+        float *to = panel + v * lanes;
+        std::int64_t k = begin;
+        for (; k + lanes <= end; k += lanes) {
+            Wide square[lanes];
+            for (int i = 0; i < lanes; ++i) square[i] = load<Wide>(row[i] + k);
+            transpose(square);
+            for (int i = 0; i < lanes; ++i, to += width) store(to, square[i]);
+        }
+        for (; k < end; ++k, to += width)
+            for (int i = 0; i < lanes; ++i) to[i] = row[i][k];
+    }
+}
+
+// y[t][row] = sums[row - begin][t] + bias[row] for rows begin..end.
+template <int NV>
+inline void empty_sums(const LinearProblem &p, const float *sums, std::int64_t token, std::int64_t tokens,
+                       std::int64_t begin, std::int64_t end) {
+    constexpr int width = NV * lanes;
+    for (int v = 0; v < NV && v * lanes < tokens; ++v) {
+        const std::int64_t live = smaller<std::int64_t>(tokens - v * lanes, lanes);
+        float *y = p.y + (token + v * lanes) * p.out;
+        const float *from = sums + v * lanes;
+        std::int64_t row = begin;
+        for (; row + lanes <= end; row += lanes, from += lanes * width) {
+            Wide square[lanes];
+            for (int i = 0; i < lanes; ++i) square[i] = load<Wide>(from + i * width);
+            transpose(square);
+            const Wide bias = p.bias ? load<Wide>(p.bias + row) : Wide{};
+            if (p.bias)
+                for (int i = 0; i < lanes; ++i) square[i] += bias;
+            if (live == lanes) {
+                for (int i = 0; i < lanes; ++i) store(y + i * p.out + row, square[i]);
+            } else {
+#pragma GCC unroll 16
+                for (int i = 0; i < lanes; ++i)
+                    if (i < live) store(y + i * p.out + row, square[i]);
+            }
+        }
+        for (; row < end; ++row, from += width)
+            for (std::int64_t i = 0; i < live; ++i) y[i * p.out + row] = p.bias ? from[i] + p.bias[row] : from[i];
+    }
+}
+
+template <int G, class Value> struct TokenLane {
+    // How many rows of a group, and how many row groups, run side by side for NV vectors of tokens. At least 8
+    // independent sums hide the latency of a multiply-add; sums plus operands must fit 16 registers.
+    static constexpr int most_vectors = G == 1 ? 8 : G == 2 ? 6 : 3;
+    static constexpr int rows(int nv) { return G <= 4 ? G : nv == 1 ? 8 : 4; }
+    static constexpr int side_by_side(int nv) {
+        if (G == 1) return nv <= 2 ? 4 : nv <= 4 ? 2 : 1;
+        if (G == 2) return nv == 1 ? 4 : nv <= 3 ? 2 : 1;
+        return G == 4 && nv == 1 ? 2 : 1;
+    }
+
+    template <int M, int NV>
+    static void groups(const LinearProblem &p, std::int64_t g, std::int64_t block, std::int64_t blocks,
+                       const float *panel, float *sums, Span *spans, float *stage) {
+        constexpr int R = rows(NV), width = NV * lanes;
+        const Value *values = static_cast<const Value *>(p.values);
+        Span *span = spans;
+        for (std::int64_t b = block; b < block + blocks; ++b) {
+            const std::int32_t *pointer = p.pointers + b * (p.groups + 1) + g;
+            for (int m = 0; m < M; ++m, ++span) {
+                const std::int64_t begin = pointer[m], count = pointer[m + 1] - begin;
+                *span = {as_floats(values + begin * G, count * G, stage), p.index + begin, count};
+                if (sizeof(Value) == 2) stage += (count * G + lanes - 1) / lanes * lanes;
+            }
+        }
+        for (int r = 0; r < G; r += R) {
+            if (r)
+                for (Span *s = spans; s != span; ++s) s->values += R;
+            accumulate<M, R, NV>(spans, blocks, panel, p.block_columns, G, sums + r * width, G * width, block == 0);
+        }
+    }
+
+    template <int NV>
+    static void tile(const LinearProblem &p, std::int64_t token, std::int64_t tokens, Range rows_of, float *panel,
+                     float *sums, float *stage, Span *spans) {
+        constexpr int M = side_by_side(NV), width = NV * lanes;
+        const std::int64_t most = panel_bytes / (p.block_columns * width * static_cast<int>(sizeof(float)));
+        const std::int64_t passes = divide_up(p.blocks, most > 1 ? most : 1);
+        const float *x = p.x + token * p.x_stride;
+        for (std::int64_t pass = 0; pass < passes; ++pass) {
+            const Range blocks = share(p.blocks, passes, pass);
+            const std::int64_t count = blocks.end - blocks.begin;
+            fill_panel<NV>(x, p.x_stride, tokens, smaller(blocks.begin * p.block_columns, p.in),
+                           smaller(blocks.end * p.block_columns, p.in), panel);
+            std::int64_t g = rows_of.begin;
+            for (; g + M <= rows_of.end; g += M)
+                groups<M, NV>(p, g, blocks.begin, count, panel, sums + (g - rows_of.begin) * G * width, spans, stage);
+            if constexpr (M > 1)
+                for (; g < rows_of.end; ++g)
+                    groups<1, NV>(p, g, blocks.begin, count, panel, sums + (g - rows_of.begin) * G * width, spans,
+                                  stage);
+        }
+        empty_sums<NV>(p, sums, token, tokens, rows_of.begin * G, smaller(rows_of.end * G, p.out));
+    }
+
+    // Tokens come in vectors of `lanes`; tiles are as equal as possible, since a narrow last tile is a slow one.
+    static void run(const LinearProblem &p, Range vectors, Range groups_of) {
+        const std::int64_t tiles = divide_up(vectors.end - vectors.begin, most_vectors);
+        const std::int64_t width = divide_up(vectors.end - vectors.begin, tiles) * lanes;
+        const std::int64_t fit = sums_bytes / (width * G * static_cast<int>(sizeof(float)));
+        const std::int64_t parts = divide_up(groups_of.end - groups_of.begin, fit > 16 ? fit : 16);
+        const std::int64_t part_groups = divide_up(groups_of.end - groups_of.begin, parts);
+        const std::int64_t side = side_by_side(1);
+        std::int64_t panel_floats = p.block_columns * width;
+        if (panel_floats < panel_bytes / 4) panel_floats = panel_bytes / 4;
+        const std::int64_t most_blocks = panel_bytes / 4 / (p.block_columns * lanes) + 1;
+        // Half values of one pass: at most one kept value per panel column, row and side-by-side group, each span
+        // rounded up to whole vectors.
+        std::int64_t stage = 0;
+        if (sizeof(Value) == 2) stage = side * most_blocks * (p.block_columns * G + lanes);
+        const std::int64_t sums_floats = (part_groups + 1) * G * width;
+        const std::int64_t floats = panel_floats + sums_floats + stage;
+        char *memory = static_cast<char *>(
+            sparsewright::scratch(floats * sizeof(float) + 256 + side * most_blocks * sizeof(Span)));
+        float *panel = reinterpret_cast<float *>(memory);
+        float *sums = panel + panel_floats / 16 * 16 + 16;
+        float *staged = sums + sums_floats / 16 * 16 + 16;
+        Span *spans = reinterpret_cast<Span *>(staged + stage / 16 * 16 + 16);
+        for (std::int64_t part = 0; part < parts; ++part) {
+            const Range share_of = share(groups_of.end - groups_of.begin, parts, part);
+            const Range rows_of = {groups_of.begin + share_of.begin, groups_of.begin + share_of.end};
+            for (std::int64_t i = 0; i < tiles; ++i) {
+                const Range tile_of = share(vectors.end - vectors.begin, tiles, i);
+                const std::int64_t token = (vectors.begin + tile_of.begin) * lanes;
+                const std::int64_t tokens = smaller((vectors.begin + tile_of.end) * lanes, p.tokens) - token;
+                const auto call = [&]<int NV>() { tile<NV>(p, token, tokens, rows_of, panel, sums, staged, spans); };
+                switch (tile_of.end - tile_of.begin) {
+                    case 1: call.template operator()<1>(); break;
+                    case 2: call.template operator()<2>(); break;
+                    case 3: call.template operator()<3>(); break;
+                    default:
+                        if constexpr (most_vectors >= 6) {
+                            switch (tile_of.end - tile_of.begin) {
+                                case 4: call.template operator()<4>(); break;
+                                case 5: call.template operator()<5>(); break;
+                                case 6: call.template operator()<6>(); break;
+                                default:
+                                    if constexpr (most_vectors >= 8) {
+                                        if (tile_of.end - tile_of.begin == 7) call.template operator()<7>();
+                                        else call.template operator()<8>();
+                                    }
+                            }
+                        }
+                }
+            }
+        }
+    }
+};
+
+}  // namespace
