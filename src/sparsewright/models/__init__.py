@@ -1,0 +1,39 @@
+"""Floor 5: which layers a model has and in which order they run, its data, calibration, and `sparsify_`."""
+
+from . import tasks
+from .adapters import AbstractAdapter, adapter_of, adapters, blocks, layers
+from .batch_norm import reestimate_batch_norm_
+from .calibrate import calibrate
+from .data import Batch, Data, batches_of
+from .layer_ref import MASK, LayerRef
+from .sources import Family, LoadedModel, family_of, load_model
+from .sparsify import LayerResult, SparsifyResult, relative_error, sparsify_, strip_masks_
+from .statistics import layer_statistics
+from .vision_ops import ensure_torchvision_imports
+
+__all__ = [
+    "MASK",
+    "AbstractAdapter",
+    "Batch",
+    "Data",
+    "Family",
+    "LayerRef",
+    "LayerResult",
+    "LoadedModel",
+    "SparsifyResult",
+    "adapter_of",
+    "adapters",
+    "batches_of",
+    "blocks",
+    "calibrate",
+    "ensure_torchvision_imports",
+    "family_of",
+    "layer_statistics",
+    "layers",
+    "load_model",
+    "reestimate_batch_norm_",
+    "relative_error",
+    "sparsify_",
+    "strip_masks_",
+    "tasks",
+]

@@ -1,0 +1,84 @@
+"""Layer references: one weight that could be sparse, where it lives, and why it is left alone if it is."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ..core import ModelError
+from .views import LINEAR, AbstractView
+
+MASK = "weight_mask"
+"""Name of the persistent buffer that keeps a layer's mask beside its weight."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerRef:
+    """One layer of a model.
+
+    Attributes:
+        name: the module's full name, for instance `encoder.layer.0.output.dense`.
+        module: the module itself; its parameter `weight` is what becomes sparse.
+        kind: `linear`, `transposed`, `conv2d`, or the module's kind where it can never be sparse.
+        shape: `(out, in)` of the weight through its view.
+        skipped_reason: why the layer is left dense; empty where it takes part.
+        may_ask: the reason is a default: naming the layer in `include` or in a rule lifts it.
+        view: how weight and inputs are seen as matrices.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    shape: tuple[int, int]
+    skipped_reason: str = ""
+    may_ask: bool = False
+    view: AbstractView = field(default=LINEAR, repr=False)
+
+    @property
+    def runs_packed(self) -> bool:
+        """Whether this release can run the layer from a packed weight."""
+        return self.view.runs_packed
+
+    def get_weight(self) -> Tensor:
+        """`(out, in)` view of the weight, sharing its memory, without gradient."""
+        self._require_weight()
+        return self.view.weight(self.module)
+
+    def get_mask(self) -> Tensor | None:
+        """`(out, in)` bool mask of a sparsified layer, or None."""
+        mask = self.module._buffers.get(MASK)
+        if mask is None:
+            return None
+        stored = self.module._buffers[MASK]
+        assert stored is not None
+        return stored.T if self.kind == "transposed" else stored.flatten(1)
+
+    def set_weight(self, weight: Tensor, mask: Tensor | None = None) -> None:
+        """Write a weight in place and keep its mask beside it.
+
+        Args:
+            weight: `(out, in)`; cast to the stored dtype. Removed places are written as zero.
+            mask: `(out, in)` bool, True = keep, becomes the persistent buffer `weight_mask`; None drops that buffer.
+
+        Raises:
+            ModelError: another shape, or the layer holds no plain weight (it was packed).
+        """
+        self._require_weight()
+        if tuple(weight.shape) != self.shape or (mask is not None and tuple(mask.shape) != self.shape):
+            raise ModelError(f"{self.name} has the shape {self.shape}, got {tuple(weight.shape)}. Pass (out, in).")
+        with torch.no_grad():
+            kept = weight if mask is None else torch.where(mask, weight, torch.zeros((), dtype=weight.dtype))
+            stored = self.module.weight
+            assert isinstance(stored, Tensor)
+            stored.copy_(self.view.as_stored(kept, self.module))
+        if mask is None:
+            self.module._buffers.pop(MASK, None)
+        else:
+            own = self.view.as_stored(mask.to(stored.device), self.module)
+            self.module.register_buffer(MASK, own.clone(), persistent=True)
+
+    def _require_weight(self) -> None:
+        if not isinstance(self.module._parameters.get("weight"), nn.Parameter) or self.shape == (0, 0):
+            raise ModelError(f"{self.name} has no weight of its own: {self.skipped_reason or 'nothing to change'}.")

@@ -1,0 +1,275 @@
+"""`sparsify_`: a plan and a method make a model sparse in place, or leave it exactly as it was."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from ..core import (
+    AbstractPattern,
+    LayerStats,
+    ModelError,
+    PatternError,
+    Plan,
+    PlanError,
+    parse_pattern,
+    suggest,
+)
+from ..sparsifiers import AbstractSparsifier, sparsifiers
+from .adapters import layers
+from .calibrate import calibrate
+from .data import batches_of
+from .global_scope import spread_globally
+from .layer_ref import MASK, LayerRef
+
+PlanLike = str | AbstractPattern | Plan | Mapping[str, Any]
+Progress = Callable[[int, int, str], None]
+
+
+@final
+@dataclass(frozen=True)
+class LayerResult:
+    """What became of one layer.
+
+    Attributes:
+        pattern: text of its pattern.
+        sparsifier: name of the method.
+        density: kept / all by its mask.
+        error: relative squared error of its output on the calibration data; of its weight where there were none.
+        seconds: time of its sparsifier.
+    """
+
+    pattern: str
+    sparsifier: str
+    density: float
+    error: float
+    seconds: float
+
+
+@final
+@dataclass(frozen=True)
+class SparsifyResult:
+    """What `sparsify_` did.
+
+    Attributes:
+        plan: the plan that was applied, sparsifiers filled in.
+        layers: name -> result, in the order in which they were sparsified.
+        skipped: name -> reason, of every layer that stayed dense.
+        seconds: all of it, calibration included.
+    """
+
+    plan: Plan
+    layers: dict[str, LayerResult] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def sparsify_(
+    model: nn.Module,
+    plan: PlanLike,
+    *,
+    method: str | AbstractSparsifier = "magnitude",
+    data: Any = None,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    scope: Literal["layer", "global"] = "layer",
+    progress: Progress | None = None,
+) -> SparsifyResult:
+    """Remove weights in place.
+
+    Afterwards a sparsified layer has zeros in `weight` and a persistent bool buffer `weight_mask` beside it (an exact
+    zero among kept weights stays kept). On any error the model is as it was before.
+
+    Args:
+        model: any module; layers that stay dense are listed with their reason in the result.
+        plan: a pattern or its text for every layer that takes part; a `Plan`; or rules (exact name or `re:EXPRESSION`
+            -> pattern text or layer plan), where an exact name reaches also a layer that is skipped by default.
+        method: a sparsifier's name (or one of your own), for layers whose plan names none.
+        data: calibration data, for methods that need them; see `batches_of`.
+        filter_fn: `(module, name) -> bool`, False leaves the layer dense.
+        include: names or `re:EXPRESSION`; see `layers`.
+        exclude: the same.
+        scope: `global` spreads the one density of an unstructured pattern over all layers by their scores.
+        progress: called as `progress(done, total, layer name)` after each layer.
+
+    Returns:
+        Per layer pattern, density, error and seconds; the reasons for the rest.
+
+    Raises:
+        ModelError: no layer takes part.
+        PlanError, PatternError: the plan names unknown layers, or a pattern does not fit; all misfits are listed.
+        DataError: the method needs data and there are none, or they never reach a layer.
+        NumericError: a weight or an input is NaN or infinite; names layer and position.
+    """
+    started = time.perf_counter()
+    refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
+    full, chosen = _resolve(plan, refs)
+    _require_fits(full, chosen)
+    method_of, named = _methods(full, chosen, method)
+    needs = {name: sparsifier.needs for name, sparsifier in method_of.items()}
+    batches = batches_of(data, model) if data is not None else []
+    if scope == "global":
+        full = spread_globally(model, full, chosen, batches, needs)
+        chosen = [ref for ref in chosen if not full.layers[ref.name].is_dense]
+    results: dict[str, LayerResult] = {}
+
+    def visit(block: Sequence[LayerRef], stats: Mapping[str, LayerStats]) -> None:
+        for ref in block:
+            pattern = full.layers[ref.name].pattern
+            results[ref.name] = _sparsify_layer(ref, pattern, method_of[ref.name], named[ref.name], stats.get(ref.name))
+            if progress is not None:
+                progress(len(results), len(chosen), ref.name)
+
+    with _unchanged_on_error(chosen):
+        calibrate(model, batches, chosen, needs, visit)
+    done = {
+        name: replace(layer, sparsifier=named[name]) if name in results else layer
+        for name, layer in full.layers.items()
+    }
+    skipped = {ref.name: ref.skipped_reason for ref in refs if ref.skipped_reason and ref.name not in results}
+    for name, layer in full.layers.items():
+        if layer.is_dense:
+            skipped[name] = layer.reason or "planned dense"
+    for ref in refs:
+        if ref.name not in results and ref.name not in skipped:
+            skipped[ref.name] = "no rule names it"
+    return SparsifyResult(Plan(done), results, skipped, time.perf_counter() - started)
+
+
+def strip_masks_(model: nn.Module) -> int:
+    """Drop every `weight_mask` buffer; the zeros stay in the weights. Returns how many there were."""
+    found = [module for module in model.modules() if module._buffers.get(MASK) is not None]
+    for module in found:
+        del module._buffers[MASK]
+        module._non_persistent_buffers_set.discard(MASK)
+    return len(found)
+
+
+def _filtered(refs: Sequence[LayerRef], filter_fn: Callable[[nn.Module, str], bool] | None) -> list[LayerRef]:
+    if filter_fn is None:
+        return list(refs)
+    return [
+        ref if ref.skipped_reason or filter_fn(ref.module, ref.name) else replace(ref, skipped_reason="filtered out")
+        for ref in refs
+    ]
+
+
+def _resolve(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
+    """The plan by layer name, and the layers that become sparse, in the order of the model."""
+    taking_part = [ref for ref in refs if not ref.skipped_reason]
+    by_name = {ref.name: ref for ref in refs}
+    if isinstance(plan, str | AbstractPattern):
+        pattern = parse_pattern(plan)
+        if not taking_part:
+            raise ModelError(f"No layer of this model takes part. {_reasons(refs)}")
+        full = Plan.uniform([ref.name for ref in taking_part], pattern)
+    elif isinstance(plan, Plan):
+        full = plan
+    elif isinstance(plan, Mapping):
+        able = [ref.name for ref in refs if not ref.skipped_reason or (ref.may_ask and ref.name in plan)]
+        for name in plan:
+            if name in by_name and name not in able:
+                raise PlanError(f"{name} cannot be sparse: {by_name[name].skipped_reason}. Take it out of the rules.")
+        if not able:
+            raise ModelError(f"No layer of this model takes part. {_reasons(refs)}")
+        full = Plan.from_rules(plan, able)
+    else:
+        raise PlanError(f"A plan is a pattern text, a pattern, a Plan or a dict of rules, got {type(plan).__name__}.")
+    chosen = []
+    for name in full.sparse_layers:
+        ref = by_name.get(name)
+        if ref is None:
+            raise PlanError(f"The plan names {name!r}, which this model does not have. {suggest(name, by_name)}")
+        if ref.skipped_reason and not ref.may_ask:
+            raise PlanError(f"{name} cannot be sparse: {ref.skipped_reason}. Take it out of the plan.")
+    chosen = [ref for ref in refs if ref.name in full.sparse_layers]
+    return full, chosen
+
+
+def _reasons(refs: Sequence[LayerRef]) -> str:
+    if not refs:
+        return "It has no linear layer and no convolution."
+    counted: dict[str, int] = {}
+    for ref in refs:
+        counted[ref.skipped_reason] = counted.get(ref.skipped_reason, 0) + 1
+    return "Skipped: " + "; ".join(f"{count}x {reason}" for reason, count in counted.items()) + "."
+
+
+def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
+    misfits = []
+    for ref in refs:
+        pattern = plan.layers[ref.name].pattern
+        for reason in pattern.why_not(ref.shape):
+            misfits.append(f"{ref.name} of shape {ref.shape} with {pattern}: {reason}")
+    if misfits:
+        more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
+        raise PatternError(
+            f"Patterns must fit their layers: {'; '.join(misfits[:3])}{more}. Exclude them or plan them dense."
+        )
+
+
+def _methods(
+    plan: Plan, refs: Sequence[LayerRef], method: str | AbstractSparsifier
+) -> tuple[dict[str, AbstractSparsifier], dict[str, str]]:
+    """Layer name -> sparsifier, and -> its name."""
+    found, named = {}, {}
+    for ref in refs:
+        own = plan.layers[ref.name].sparsifier
+        asked = own if own is not None else method
+        found[ref.name] = sparsifiers.get(asked) if isinstance(asked, str) else asked
+        named[ref.name] = asked if isinstance(asked, str) else type(asked).__name__
+    return found, named
+
+
+def _sparsify_layer(
+    ref: LayerRef, pattern: AbstractPattern, sparsifier: AbstractSparsifier, name: str, stats: LayerStats | None
+) -> LayerResult:
+    started = time.perf_counter()
+    before = ref.get_weight().contiguous()
+    after = sparsifier.sparsify(before, stats, pattern, layer=ref.name)
+    seconds = time.perf_counter() - started
+    error = relative_error(before, after.weight, stats)
+    ref.set_weight(after.weight, after.mask)
+    density = float(after.mask.sum()) / after.mask.numel()
+    return LayerResult(str(pattern), name, density, error, seconds)
+
+
+def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> float:
+    """Squared error of a layer's output relative to its squared output.
+
+    Args:
+        before: `(out, in)` dense weight.
+        after: `(out, in)` sparse weight.
+        stats: with a gram matrix the figure is exact on the calibration data; with square sums inputs count as
+            uncorrelated; without stats it is the error of the weight itself.
+    """
+    dense = before.to(torch.float64)
+    lost = dense - after.to(torch.float64)
+    if stats is not None and stats.gram is not None:
+        # Single precision is plenty for a figure in a report, and half the time.
+        gram = stats.gram.to(torch.float32)
+        error, whole = (float(((m.float() @ gram) * m.float()).sum(dtype=torch.float64)) for m in (lost, dense))
+    elif stats is not None:
+        error, whole = (float((m.square() * stats.square_sum).sum()) for m in (lost, dense))
+    else:
+        error, whole = float(lost.square().sum()), float(dense.square().sum())
+    return max(0.0, error) / whole if whole > 0 else 0.0
+
+
+@contextmanager
+def _unchanged_on_error(refs: Sequence[LayerRef]) -> Iterator[None]:
+    """Put weights and masks of these layers back if the block fails, also on Ctrl-C."""
+    kept = [(ref, ref.get_weight().clone(), ref.get_mask()) for ref in refs]
+    try:
+        yield
+    except BaseException:
+        for ref, weight, mask in kept:
+            ref.set_weight(weight, mask)
+            if mask is None:
+                ref.module._non_persistent_buffers_set.discard(MASK)
+        raise

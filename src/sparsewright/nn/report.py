@@ -1,0 +1,100 @@
+"""What of a model is masked, packed or dense, and which kernel runs it."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernels
+from ..layouts import PackedWeight
+from .sparse_tensor import SparseTensor, copy_packed
+
+_MASK = "weight_mask"
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """Masks of all sparsified layers.
+
+    Args:
+        model: its layers hold a `weight_mask` beside their weight, or a packed weight.
+
+    Returns:
+        Module name -> bool of the weight's own shape, True = keep, in the order of the model.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        mask = module._buffers.get(_MASK)
+        if isinstance(weight, SparseTensor):
+            mask = kept_places(weight.packed)
+            found[name] = mask.T.contiguous() if weight.transposed else mask
+        elif mask is not None:
+            found[name] = mask
+    return found
+
+
+def kept_places(packed: PackedWeight) -> Tensor:
+    """Mask of a packed weight: `(out, in)` bool, True = keep. A kept value that happens to be zero counts as kept."""
+    out, in_ = packed.shape
+    if any(tensor.shape == (out, in_) and tensor.is_floating_point() for tensor in packed.tensors.values()):
+        # The layout stores every value: its zeros are all that tells.
+        return packed.unpack() != 0
+    ones = copy_packed(packed, lambda inner: torch.ones_like(inner) if inner.is_floating_point() else inner)
+    return ones.unpack() != 0
+
+
+@final
+@dataclass(frozen=True)
+class DispatchRow:
+    """How one layer runs.
+
+    Attributes:
+        name: module name.
+        shape: `(out, in)`.
+        state: `packed`, `masked` (zeros that nobody skips) or `dense`.
+        pattern: text of the packed weight's pattern, else empty.
+        layout: its layout, else empty.
+        kernel: the kernel that would run now; `torch dense` for masked and dense layers.
+        reasons: why not packed, or why the kernels before the chosen one are not able.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    state: str
+    pattern: str
+    layout: str
+    kernel: str
+    reasons: tuple[str, ...]
+
+
+def dispatch_report(model: nn.Module, tokens: int = 1) -> list[DispatchRow]:
+    """One row per layer with a weight matrix: what runs it, and why.
+
+    Args:
+        model: looked at, never run.
+        tokens: input rows of a call; kernels differ in how many they like.
+    """
+    rows = []
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if isinstance(weight, SparseTensor):
+            rows.append(_packed_row(name, weight.packed, tokens))
+        elif isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(module, nn.Embedding):
+            masked = module._buffers.get(_MASK) is not None
+            reason = "masked but not packed: its zeros are multiplied" if masked else "not sparsified"
+            shape = (int(weight.shape[0]), int(weight[0].numel()))
+            rows.append(DispatchRow(name, shape, "masked" if masked else "dense", "", "", "torch dense", (reason,)))
+    return rows
+
+
+def _packed_row(name: str, packed: PackedWeight, tokens: int) -> DispatchRow:
+    said = kernels.why_not(packed, tokens)
+    refused = tuple(f"{kernel}: {'; '.join(reasons)}" for kernel, reasons in said.items() if reasons)
+    chosen = kernels.which(packed, tokens) if any(not reasons for reasons in said.values()) else "none"
+    return DispatchRow(name, packed.shape, "packed", str(packed.pattern), packed.layout, chosen, refused)
+
+
+def dense_layers(model: nn.Module) -> int:
+    """How many layers run dense, the masked ones included: what a report must not hide."""
+    return sum(1 for row in dispatch_report(model) if row.state != "packed")

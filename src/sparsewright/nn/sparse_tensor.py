@@ -1,0 +1,183 @@
+"""`SparseTensor`: a tensor subclass around a packed weight, so that unmodified modules run it.
+
+It sits in `nn.Linear.weight` (or in the `(in, out)` weight of transformers' `Conv1D`) as a parameter. A class-level
+`__torch_function__` catches `F.linear`, `addmm` and products, because under autograd `F.linear` would be cut into `t`
+and `addmm` first; `__torch_dispatch__` carries copies, moves and views. Whatever else would need the dense values
+raises: nothing turns dense by itself.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ..core import BundleError, KernelError, parse_pattern
+from ..layouts import PackedWeight, layouts
+
+# Filled by `products` and `handlers`; looked up on every call, so plain dicts.
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+OPERATORS: dict[Any, Callable[..., Any]] = {}
+
+_PREFIX = "packed_"
+
+
+@final
+class SparseTensor(Tensor):
+    """A packed weight that a module takes for its weight.
+
+    Args:
+        packed: what it holds; shape `(out, in)`.
+        transposed: show it as `(in, out)`.
+        dtype: the dtype that modules see, that of their activations; kept values have `packed.value_dtype`.
+    """
+
+    packed: PackedWeight
+    transposed: bool
+
+    @staticmethod
+    def __new__(
+        cls, packed: PackedWeight, transposed: bool = False, dtype: torch.dtype = torch.float32
+    ) -> "SparseTensor":
+        out, in_ = packed.shape
+        shape = (in_, out) if transposed else (out, in_)
+        # The strides tell which memory order a dense weight would have; nothing is stored under them.
+        strides = (1, in_) if transposed else (in_, 1)
+        tensor: SparseTensor = Tensor._make_wrapper_subclass(
+            cls, shape, strides=strides, dtype=dtype, device=packed.device, requires_grad=False
+        )
+        return tensor
+
+    def __init__(self, packed: PackedWeight, transposed: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        self.transposed = transposed
+        self.hold(packed)
+
+    def hold(self, packed: PackedWeight) -> None:
+        """Take another packed weight of the same shape in place of the present one."""
+        for name, tensor in packed.tensors.items():
+            # torch.compile and torch.export ask for inner tensors as attributes.
+            setattr(self, _PREFIX + name, tensor)
+        self.packed = packed
+
+    def like(
+        self, packed: PackedWeight, transposed: bool | None = None, dtype: torch.dtype | None = None
+    ) -> "SparseTensor":
+        """Another one around `packed`, seen as this one is unless told."""
+        turned = self.transposed if transposed is None else transposed
+        return SparseTensor(packed, turned, dtype or self.dtype)
+
+    def dense(self) -> Tensor:
+        """The dense weight in this tensor's shape and dtype, a copy: the one way to dense values."""
+        weight = self.packed.unpack().to(self.dtype)
+        return weight.T.contiguous() if self.transposed else weight
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        packed = self.packed
+        return (
+            f"SparseTensor({packed.pattern}, shape={tuple(self.shape)}, layout={packed.layout!r}, "
+            f"values={packed.value_dtype}, size_bytes={packed.size_bytes})"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseTensor":
+        if id(self) in memo:
+            found: SparseTensor = memo[id(self)]
+            return found
+        copied = self.like(copy_packed(self.packed, Tensor.clone))
+        if isinstance(self, torch.nn.Parameter):
+            copied = as_parameter(copied)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reduced(self)
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        packed = self.packed
+        names = tuple(packed.tensors)
+        context = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, names, self.transposed, self.dtype)
+        return [_PREFIX + name for name in names], context
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Mapping[str, Tensor], context: Any, size: Any, stride: Any) -> "SparseTensor":
+        layout, pattern, shape, value_dtype, names, transposed, dtype = context
+        tensors = {name: inner[_PREFIX + name] for name in names}
+        return SparseTensor(PackedWeight(layout, pattern, shape, value_dtype, tensors), transposed, dtype)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        handler = FUNCTIONS.get(func)
+        if handler is not None:
+            return handler(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        handler = OPERATORS.get(func)
+        if handler is None:
+            raise needs_dense(str(func))
+        return handler(func, *args, **(kwargs or {}))
+
+
+def needs_dense(operation: str) -> KernelError:
+    """The error of an operation that no packed kernel serves."""
+    return KernelError(
+        f"{operation} has no kernel for a packed weight and would need it dense. "
+        "Call `.dense()` on the weight if dense is what you want, or leave this layer unpacked."
+    )
+
+
+def copy_packed(packed: PackedWeight, change: Callable[[Tensor], Tensor]) -> PackedWeight:
+    """The same packed weight with every tensor replaced by `change(tensor)`."""
+    tensors = {name: change(tensor) for name, tensor in packed.tensors.items()}
+    return PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
+
+
+def as_parameter(tensor: SparseTensor) -> SparseTensor:
+    """The tensor as an `nn.Parameter` without gradient of its own; gradients still flow to the inputs of its layer."""
+    parameter: Any = torch.nn.Parameter(tensor, requires_grad=False)
+    held: SparseTensor = parameter
+    return held
+
+
+def _reduced(tensor: SparseTensor) -> tuple[Any, ...]:
+    """What pickle writes: one function of ours, plain values and plain tensors."""
+    packed = tensor.packed
+    stored = layouts.get(packed.layout).to_storage(packed)
+    shape = (int(packed.shape[0]), int(packed.shape[1]))
+    parts = (packed.layout, str(packed.pattern), shape, packed.value_dtype, dict(stored))
+    return restore, (*parts, tensor.transposed, tensor.dtype, isinstance(tensor, torch.nn.Parameter))
+
+
+def restore(
+    layout: str,
+    pattern: str,
+    shape: tuple[int, int],
+    value_dtype: torch.dtype,
+    stored: Mapping[str, Tensor],
+    transposed: bool,
+    dtype: torch.dtype,
+    parameter: bool,
+) -> SparseTensor:
+    """Rebuild a packed weight from its file form; the layout checks every tensor.
+
+    Raises:
+        BundleError: the parts do not belong together.
+    """
+    if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
+        raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
+    packed = layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
+    tensor = SparseTensor(packed, bool(transposed), dtype)
+    return as_parameter(tensor) if parameter else tensor
+
+
+def allow_loading() -> None:
+    """Let `torch.load(weights_only=True)` read packed weights in this process.
+
+    Only one function of ours joins the allow-list; it checks all it is given.
+    """
+    torch.serialization.add_safe_globals([restore])
