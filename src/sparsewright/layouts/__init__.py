@@ -1,6 +1,6 @@
 """Floor 2: how a masked weight is stored. One file per layout; importing this package registers them all."""
 
-from . import bitmask, masked
+from . import bitmask, masked, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import infer_pattern, pack
 
@@ -14,4 +14,5 @@ __all__ = [
     "masked",
     "pack",
     "storage_bytes",
+    "vector",
 ]

@@ -43,7 +43,8 @@ def block_count(in_: int, group: int) -> int:
 
 def block_columns(in_: int, blocks: int) -> int:
     """Columns of every block but the last: equal shares, rounded up to a multiple of 8. At most 256."""
-    return -(-(-(-in_ // blocks)) // 8) * 8
+    share = -(-in_ // blocks)
+    return -(-share // 8) * 8
 
 
 def unpack_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_: int) -> Tensor:
@@ -52,7 +53,8 @@ def unpack_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in
     row, column = _places(index, pointers, in_)
     dense = values.new_zeros(groups, in_, group)
     dense[row, column] = values
-    return dense.transpose(1, 2).reshape(groups * group, in_)[:out].contiguous()
+    weight: Tensor = dense.transpose(1, 2).reshape(groups * group, in_)[:out].contiguous()
+    return weight
 
 
 def _places(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ def _operand(shared: Tensor, in_: int, group: int) -> tuple[Tensor, Tensor, Tens
 
 def _gather(weight: Tensor, places: Tensor, group: int) -> Tensor:
     """`(kept, group)` values of the weight `(groups * group, in)` at the places."""
-    by_group = weight.unflatten(0, (-1, group)).transpose(1, 2).reshape(-1, group)
+    by_group: Tensor = weight.unflatten(0, (-1, group)).transpose(1, 2).reshape(-1, group)
     return by_group.index_select(0, places)
 
 

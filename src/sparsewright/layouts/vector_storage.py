@@ -69,8 +69,8 @@ def columns_from_index(tensors: Mapping[str, Tensor], pattern: AbstractPattern, 
         bits = _bits_from_gaps(index[1:], count)
     else:
         raise BundleError(
-            f"The index of a packed weight {shape} with {pattern} must be a bitmap of {-(-count // 8)} bytes or at most "
-            f"{count} gaps behind a byte 0 or 1, got {index.numel()} bytes: the file is damaged. Write it again."
+            f"The index of a packed weight {shape} with {pattern} must be a bitmap of {-(-count // 8)} bytes or at "
+            f"most {count} gaps behind a byte 0 or 1, got {index.numel()} bytes: the file is damaged. Write it again."
         )
     return _obeying(bits.view(groups, in_ // width), pattern, shape).repeat_interleave(width, dim=1)
 
@@ -86,9 +86,7 @@ def _position_bits(m: int) -> int:
     return math.ceil(math.log2(m))
 
 
-def _columns_from_positions(
-    tensors: Mapping[str, Tensor], pattern: NM | Transposable, groups: int, in_: int
-) -> Tensor:
+def _columns_from_positions(tensors: Mapping[str, Tensor], pattern: NM | Transposable, groups: int, in_: int) -> Tensor:
     n, m = pattern.n, pattern.m
     bits = _position_bits(m)
     count = groups * (in_ // m) * n
@@ -125,8 +123,8 @@ def _bits_from_gaps(gaps: Tensor, count: int) -> Tensor:
     end = int(ends[-1]) if len(ends) else 0
     if not 0 <= count - end < _SKIP:
         raise BundleError(
-            f"The gaps of a packed weight's index must lead to its last column ({count}), got {end}: the file is damaged. "
-            "Write it again."
+            f"The gaps of a packed weight's index must lead to its last column ({count}), got {end}: the file is "
+            "damaged. Write it again."
         )
     bits = torch.zeros(count, dtype=torch.bool)
     bits[ends[keeps] - 1] = True

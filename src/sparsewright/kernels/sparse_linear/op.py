@@ -15,7 +15,8 @@ from .operand import make_operand
 
 _library = torch.library.Library("sparsewright", "DEF")
 _library.define(
-    "linear(Tensor x, Tensor values, Tensor index, Tensor pointers, Tensor? bias, SymInt out, int kept_per_8=0) -> Tensor"
+    "linear(Tensor x, Tensor values, Tensor index, Tensor pointers, Tensor? bias, SymInt out, int kept_per_8=0)"
+    " -> Tensor"
 )
 _library.define("linear_input_grad(Tensor grad, Tensor values, Tensor index, Tensor pointers, SymInt in_) -> Tensor")
 
@@ -29,7 +30,7 @@ def check_call(x: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
             continue
         if tensor.dtype != torch.float32:
             raise KernelError(
-                f"The sparse kernels compute in float32, got {name} of {tensor.dtype}. Cast it, or leave the layer dense."
+                f"The sparse kernels compute in float32, got {name} of {tensor.dtype}. Cast it, or keep the layer dense."
             )
         if tensor.device.type not in ("cpu", "meta"):
             raise KernelError(f"The sparse kernels run on the CPU, got {name} on {tensor.device}. Move it there.")
