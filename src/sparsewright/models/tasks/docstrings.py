@@ -191,7 +191,7 @@ def rank_among_candidates(
     for _ in range(draws):
         keys = torch.rand(count, count, generator=generator).fill_diagonal_(-1.0)
         drawn = keys.topk(others, dim=1).indices
-        rank = 1 + ahead.gather(1, drawn).sum(1)
+        rank = 1.0 + ahead.gather(1, drawn).sum(1).double()
         reciprocal += 1.0 / rank
         first += rank == 1
     return (reciprocal / draws).numpy(), (first / draws).numpy()

@@ -1,8 +1,8 @@
 """Labelled sentence pairs: does the model call similar what people call similar?
 
 Source: Agirre et al. 2012, SemEval-2012 task 6 (semantic textual similarity); Spearman's rank correlation between
-cosine and the people's scores. Each pair's share is the product of its two standardised ranks, whose mean is exactly the
-correlation, so that two models can be compared pair by pair.
+cosine and the people's scores. Each pair's share is the product of its two standardised ranks, whose mean is exactly
+the correlation, so that two models can be compared pair by pair.
 """
 
 import csv
