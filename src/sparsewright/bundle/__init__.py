@@ -1,0 +1,24 @@
+"""Floor 7: the bundle: one safetensors file with a manifest; save, load, inspect, verify."""
+
+from .inspection import BundleInfo, BundleRow, inspect
+from .load import load
+from .manifest import Level, Manifest, ModelSource, PackedLayer, read_manifest
+from .reader import BundleReader
+from .save import save
+from .verification import VerifyReport, verify
+
+__all__ = [
+    "BundleInfo",
+    "BundleReader",
+    "BundleRow",
+    "Level",
+    "Manifest",
+    "ModelSource",
+    "PackedLayer",
+    "VerifyReport",
+    "inspect",
+    "load",
+    "read_manifest",
+    "save",
+    "verify",
+]

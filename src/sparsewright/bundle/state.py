@@ -1,0 +1,175 @@
+"""A model's state, flattened for the file: packed weights, plain tensors, tied names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ..core import NM, AbstractPattern, BundleError, LayerPlan, Plan, require_finite
+from ..layouts import PackedWeight, infer_pattern, layouts, pack
+from ..models import MASK, LayerRef
+from ..models import layers as find_layers
+from ..nn import SparseTensor
+from .manifest import VALUE_TYPES, View
+
+_GROUPS = (16, 8, 4, 2, 1)
+_BLOCKS = (4, 8, 16, 32)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SparseLayer:
+    """One sparse weight of the model.
+
+    Attributes:
+        packed: its packed form.
+        view: how the parameter relates to `(out, in)`.
+        parameter_shape: shape of the parameter in the module.
+        dtype: the dtype that the module sees.
+    """
+
+    packed: PackedWeight
+    view: View
+    parameter_shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """All that a bundle stores of a model.
+
+    Attributes:
+        layers: module name -> sparse weight.
+        plain: name -> tensor as it will be stored, in the order of the state dict.
+        dense_dtype: name -> (stored dtype, original dtype), only where they differ.
+        aliases: name of a tied tensor -> name under which it is stored.
+    """
+
+    layers: dict[str, SparseLayer] = field(default_factory=dict)
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    dense_dtype: dict[str, tuple[torch.dtype, torch.dtype]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+def weight_name(layer: str) -> str:
+    """State name of a layer's weight; the model itself may be the layer."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def is_mask(name: str) -> bool:
+    """Whether a state name is that of a mask buffer."""
+    return name.rpartition(".")[2] == MASK
+
+
+def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
+    """Collect and pack.
+
+    Args:
+        model: dense, masked (`weight_mask` buffers) or packed (`SparseTensor` parameters) layers, in any mixture.
+        plan: patterns and value types of masked layers; where it is silent the pattern is read off the mask.
+        half: store float32 parameters that are not sparse as float16, except those that overflow it.
+
+    Raises:
+        NumericError: a parameter holds NaN or infinity; the message names it.
+        BundleError: the state holds something other than tensors.
+    """
+    state = ModelState()
+    planned = dict(plan.layers) if plan is not None else {}
+    masked = {weight_name(ref.name): ref for ref in find_layers(model) if ref.get_mask() is not None}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if is_mask(name):
+            continue
+        if not isinstance(value, Tensor):
+            raise BundleError(
+                f"A bundle stores tensors only, but {name!r} is a {type(value).__name__}. Remove it first."
+            )
+        if value.is_meta:
+            raise BundleError(f"{name!r} is on the meta device and has no data to save. Load the weights first.")
+        key = _identity(value)
+        if key in seen:
+            state.aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        layer = name.removesuffix("weight").removesuffix(".")
+        if isinstance(value, SparseTensor):
+            state.layers[layer] = _of_packed(layer, value)
+        elif name in masked:
+            require_finite(value, f"weight of {layer or 'the model'}")
+            state.layers[layer] = _of_masked(masked[name], planned.get(layer))
+        else:
+            _add_plain(state, name, value.detach(), name in parameters, half)
+    return state
+
+
+def _identity(value: Tensor) -> tuple[object, ...]:
+    """Equal for two names of one tensor: the same object, or the same memory seen in the same way."""
+    if isinstance(value, SparseTensor) or value.numel() == 0:
+        return (id(value),)
+    return (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+
+
+def _of_packed(layer: str, value: SparseTensor) -> SparseLayer:
+    for tensor in value.packed.tensors.values():
+        require_finite(tensor, f"packed weight of {layer or 'the model'}")
+    view: View = "transposed" if value.transposed else "linear"
+    return SparseLayer(value.packed, view, tuple(value.shape), value.dtype)
+
+
+def _of_masked(ref: LayerRef, planned: LayerPlan | None) -> SparseLayer:
+    mask = ref.get_mask()
+    assert mask is not None
+    weight, mask = ref.get_weight().contiguous(), mask.contiguous()
+    pattern = planned.pattern if planned is not None and not planned.is_dense else None
+    if pattern is None or pattern.why_not(ref.shape) or pattern.check_mask(mask):
+        pattern = read_pattern(mask)
+    dtype = VALUE_TYPES[planned.value_dtype] if planned is not None and planned.value_dtype != "int8" else None
+    # What cannot run packed comes back with its mask, so it is kept in the form that remembers the mask itself.
+    runs = ref.runs_packed and not layouts.get("vector").why_not(pattern, ref.shape)
+    packed = pack(weight, mask, "vector" if runs else "bitmask", pattern, dtype)
+    parameter = ref.module.weight
+    assert isinstance(parameter, Tensor)
+    view: View = "transposed" if ref.kind == "transposed" else "conv2d" if ref.kind == "conv2d" else "linear"
+    return SparseLayer(packed, view, tuple(parameter.shape), parameter.dtype)
+
+
+def read_pattern(mask: Tensor) -> AbstractPattern:
+    """The tightest pattern that a mask obeys, N:M forms first.
+
+    Args:
+        mask: `(out, in)` bool.
+    """
+    kept = int(mask.sum())
+    for group in _GROUPS:
+        for block in _BLOCKS:
+            if mask.shape[1] % block or mask.shape[0] < group:
+                continue
+            most = int(mask.unflatten(1, (-1, block)).sum(-1).max())
+            if not 0 < most < block or kept * block != most * mask.numel():
+                continue
+            pattern = NM(most, block, group)
+            if not pattern.check_mask(mask):
+                return pattern
+    return infer_pattern(mask)
+
+
+def _add_plain(state: ModelState, name: str, value: Tensor, is_parameter: bool, half: bool) -> None:
+    if is_parameter:
+        require_finite(value, f"parameter {name}")
+    stored = value
+    if half and is_parameter and value.dtype == torch.float32:
+        cast = value.to(torch.float16)
+        if bool(torch.isfinite(cast).all()):
+            stored = cast
+            state.dense_dtype[name] = (torch.float16, torch.float32)
+    state.plain[name] = stored
+
+
+def wanted_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """State names and shapes that a file for this model must hold, tied names included, masks left out."""
+    state: Mapping[str, object] = model.state_dict(keep_vars=True)
+    return {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor) and not is_mask(name)}

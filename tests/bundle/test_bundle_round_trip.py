@@ -1,0 +1,236 @@
+"""What is saved comes back: weights, masks, ties, dtypes; the same bytes for the same model."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_models import TwoLayers, mask_layer, pack_layer
+from safetensors import safe_open
+from torch import nn
+
+from sparsewright.bundle import BundleReader, inspect, load, save, verify
+from sparsewright.core import BundleError, NumericError, Plan, SparsewrightError
+from sparsewright.layouts import pack
+from sparsewright.nn import SparseTensor, as_parameter, masks
+
+Make = Callable[..., TwoLayers]
+TOKENS = torch.arange(24).view(4, 6)
+
+
+def forward(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        hidden = model.embed(TOKENS)
+        return model.head(hidden + model.second(torch.relu(model.first(hidden))))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:4x4", "1:4x16", "4:8", "50%", "4x1@25%", "16x1@50%", "2:4t", "3:6:4"])
+@pytest.mark.parametrize("value_dtype", [torch.float32, torch.float16])
+def test_a_packed_weight_comes_back_bit_equal(tmp_path: Path, pattern: str, value_dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 10))
+    layer = model[0]
+    assert isinstance(layer, nn.Linear)
+    if pattern in ("2:4t", "3:6:4"):
+        mask = regular_mask(pattern)
+        packed = pack(layer.weight.detach(), mask, pattern=pattern, value_dtype=value_dtype)
+        layer._parameters["weight"] = as_parameter(SparseTensor(packed))
+    else:
+        pack_layer(layer, pattern, value_dtype)
+    before = layer.weight
+    assert isinstance(before, SparseTensor)
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 10)))
+    after = again[0].weight
+    assert isinstance(after, SparseTensor)
+    assert after.packed.pattern == before.packed.pattern
+    assert after.packed.value_dtype == value_dtype
+    for name, tensor in before.packed.tensors.items():
+        assert torch.equal(after.packed.tensors[name], tensor)
+    assert torch.equal(again[2].weight, model[2].weight)
+
+
+def regular_mask(pattern: str) -> torch.Tensor:
+    """A mask of the two patterns that have no solver on this floor."""
+    if pattern == "2:4t":
+        tile = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=torch.bool)
+        return tile.repeat(24, 12)
+    patterns = torch.combinations(torch.arange(6), 3)
+    block = torch.zeros(6, 48, dtype=torch.bool)
+    for column in range(48):
+        block[patterns[column % 20], column] = True
+    return block.repeat(16, 1)
+
+
+def test_the_loaded_model_computes_what_the_saved_one_did(tmp_path: Path, make_model: Make) -> None:
+    model = make_model()
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", TwoLayers().eval())
+    assert torch.equal(forward(again), forward(model))
+
+
+def test_masks_come_back(tmp_path: Path, make_model: Make) -> None:
+    model = make_model(None, None)
+    mask_layer(model.first, "2:4x4")
+    mask_layer(model.second, "50%")
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", TwoLayers())
+    expected, found = masks(model), masks(again)
+    assert set(expected) == set(found) == {"first", "second"}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert "weight_mask" not in again.first._buffers
+
+
+def test_a_masked_layer_is_packed_by_the_pattern_read_off_its_mask(tmp_path: Path, make_model: Make) -> None:
+    for pattern in ("2:4", "2:4x4", "1:4x16", "4:8", "25%", "4x1@50%", "16x1@25%"):
+        model = make_model(None, None)
+        mask_layer(model.first, pattern)
+        save(model, tmp_path / "m.safetensors")
+        assert {row.name: row.pattern for row in inspect(tmp_path / "m.safetensors").rows}["first"] == pattern
+
+
+def test_a_plan_decides_pattern_and_value_dtype_of_masked_layers(tmp_path: Path, make_model: Make) -> None:
+    model = make_model(None, None)
+    mask_layer(model.first, "2:4x4")
+    save(model, tmp_path / "m.safetensors", plan=Plan.uniform(["first"], "2:4", "fp16"))
+    row = next(row for row in inspect(tmp_path / "m.safetensors").rows if row.name == "first")
+    assert (row.pattern, row.dtype) == ("2:4", "fp16")
+
+
+def test_a_convolution_comes_back_with_zeros_and_its_mask(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3))
+    mask = torch.rand(16, 8, 3, 3) < 0.4
+    # A zero that was kept stays kept.
+    mask[0, 0, 0, 0] = True
+    with torch.no_grad():
+        model[0].weight.mul_(mask)
+        model[0].weight[0, 0, 0, 0] = 0
+    model[0].register_buffer("weight_mask", mask)
+    save(model, tmp_path / "m.safetensors")
+    assert verify(tmp_path / "m.safetensors").ok
+    again = load(tmp_path / "m.safetensors", nn.Sequential(nn.Conv2d(8, 16, 3)))
+    assert torch.equal(again[0].weight_mask, mask)
+    assert torch.equal(again[0].weight, model[0].weight)
+
+
+def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path, make_model: Make) -> None:
+    path = tmp_path / "m.safetensors"
+    save(make_model(), path)
+    manifest = inspect(path).manifest
+    assert manifest.aliases == {"head.weight": "embed.weight"}
+    assert "head.weight" not in manifest.tensors
+    again = load(path, TwoLayers(tied=False))
+    assert again.head.weight is again.embed.weight
+
+
+def test_fp16_storage_gives_float32_back_and_says_so(tmp_path: Path, make_model: Make) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.norm.weight[3] = 1e6
+    path = tmp_path / "m.safetensors"
+    save(model, path, dense_dtype="fp16")
+    told = inspect(path).manifest.dense_dtype
+    assert told["embed.weight"] == ("F16", "F32")
+    # What overflows float16, buffers and integers stay as they are.
+    assert not {"norm.weight", "norm.running_var", "norm.num_batches_tracked"} & set(told)
+    again = load(path, TwoLayers())
+    assert again.embed.weight.dtype == torch.float32
+    assert torch.equal(again.embed.weight, model.embed.weight.half().float())
+    assert again.norm.weight[3] == 1e6
+
+
+def test_equal_models_give_equal_bytes(tmp_path: Path, make_model: Make) -> None:
+    for name in ("a", "b"):
+        save(make_model(), tmp_path / name, quality={"value": 0.5})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_content_digest_leaves_measured_fields_out(tmp_path: Path, make_model: Make) -> None:
+    save(make_model(), tmp_path / "a", measured={"latency_s": 0.1}, created=datetime(2026, 1, 1, tzinfo=UTC))
+    save(make_model(), tmp_path / "b", measured={"latency_s": 0.2})
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+    assert inspect(tmp_path / "a").manifest.content_digest == inspect(tmp_path / "b").manifest.content_digest
+
+
+def test_the_stock_reader_reads_our_file_and_tensors_are_aligned(bundle: Path) -> None:
+    with safe_open(bundle, framework="pt") as stock:
+        names = [name for name in stock.keys() if not name.startswith("__pad__")]  # noqa: SIM118
+        assert {"first.weight.L1.values", "first.weight.L1.index", "embed.weight"} <= set(names)
+        assert json.loads(stock.metadata()["sparsewright"])["format"] == "sparsewright"
+        assert stock.get_tensor("embed.weight").dtype == torch.float16
+    with BundleReader(bundle) as reader:
+        assert reader.header.data_start % 64 == 0
+        assert all(entry.start % 64 == 0 for name, entry in reader.header.entries.items() if "__pad__" not in name)
+        with safe_open(bundle, framework="pt") as stock:
+            assert all(torch.equal(reader.tensor(name), stock.get_tensor(name)) for name in names)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["2:4", "2:4x4", "4:8", "1:4x4", "2:4x16", "50%", "10%", "4x1@50%", "4x1@25%", "16x1@25%"]
+)
+@pytest.mark.parametrize("value_dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(384, 384), (1536, 384)])
+def test_packed_bytes_stay_within_three_percent_of_theory(
+    tmp_path: Path, pattern: str, value_dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(shape[1], shape[0])
+    pack_layer(layer, pattern, value_dtype)
+    save(layer, tmp_path / "m.safetensors")
+    row = inspect(tmp_path / "m.safetensors").rows[0]
+    assert row.name == ""
+    assert row.size_bytes <= 1.03 * row.theoretical_bytes
+
+
+def test_a_model_that_is_itself_a_layer_round_trips(tmp_path: Path) -> None:
+    layer = nn.Linear(64, 64)
+    pack_layer(layer, "2:4x4")
+    save(layer, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", nn.Linear(64, 64))
+    x = torch.randn(3, 64)
+    assert torch.equal(again(x), layer(x))
+
+
+def test_the_file_may_vanish_after_loading(tmp_path: Path, make_model: Make) -> None:
+    path = tmp_path / "m.safetensors"
+    save(make_model(), path)
+    again = load(path, TwoLayers().eval())
+    path.write_bytes(b"")
+    assert torch.equal(forward(again), forward(make_model()))
+
+
+def test_a_bundle_for_another_model_is_refused_and_nothing_is_changed(bundle: Path) -> None:
+    model = TwoLayers(32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(BundleError, match="does not fit the model"):
+        load(bundle, model)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_an_unknown_level_is_refused_with_the_known_ones(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="levels L1"):
+        load(bundle, TwoLayers(), level="L2")
+
+
+def test_an_own_model_without_its_code_is_refused(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="model="):
+        load(bundle)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, make_model: Make, bad: float) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.embed.weight[2, 5] = bad
+    with pytest.raises(NumericError, match=r"embed\.weight.*\[2, 5\]"):
+        save(model, tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quality_that_json_cannot_hold_is_refused(tmp_path: Path, make_model: Make) -> None:
+    with pytest.raises(SparsewrightError, match="plain"):
+        save(make_model(), tmp_path / "m.safetensors", quality={"value": float("nan")})
+    assert list(tmp_path.iterdir()) == []
