@@ -1,12 +1,14 @@
 """Layer references: one weight that could be sparse, where it lives, and why it is left alone if it is."""
 
 from dataclasses import dataclass, field
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
 from ..core import ModelError
+from ..layouts import PackedWeight
+from ..nn import SparseTensor, as_parameter
 from .views import LINEAR, AbstractView
 
 MASK = "weight_mask"
@@ -79,6 +81,27 @@ class LayerRef:
             own = self.view.as_stored(mask.to(stored.device), self.module)
             self.module.register_buffer(MASK, own.clone(), persistent=True)
 
+    def get_packed(self) -> PackedWeight | None:
+        """The packed weight that the layer runs, or None where its weight is a plain tensor."""
+        weight = self.module._parameters.get("weight")
+        return weight.packed if isinstance(weight, SparseTensor) else None
+
+    def set_packed(self, packed: PackedWeight) -> None:
+        """Let the layer run a packed weight; its mask buffer goes, the packed weight knows what it keeps.
+
+        Raises:
+            ModelError: this kind of layer cannot run packed, or the shape is another.
+        """
+        if not self.runs_packed or packed.shape != self.shape:
+            reason = (
+                f"it has the shape {self.shape}, got {packed.shape}" if self.runs_packed else f"it is a {self.kind}"
+            )
+            raise ModelError(f"{self.name} cannot run this packed weight: {reason}. Leave it masked or dense.")
+        tensor = SparseTensor(packed, transposed=self.kind == "transposed")
+        self.module.register_parameter("weight", cast(nn.Parameter, as_parameter(tensor)))
+        self.module._buffers.pop(MASK, None)
+
     def _require_weight(self) -> None:
-        if not isinstance(self.module._parameters.get("weight"), nn.Parameter) or self.shape == (0, 0):
-            raise ModelError(f"{self.name} has no weight of its own: {self.skipped_reason or 'nothing to change'}.")
+        weight = self.module._parameters.get("weight")
+        if weight is None or isinstance(weight, SparseTensor) or self.shape == (0, 0):
+            raise ModelError(f"{self.name} has no plain weight: {self.skipped_reason or 'it is packed'}.")

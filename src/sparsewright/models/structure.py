@@ -5,6 +5,7 @@ BERT's `encoder.layer`, Llama's `model.layers`, GPT-2's `transformer.h` and Swin
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -18,6 +19,7 @@ def repeated_blocks(model: nn.Module) -> list[Block]:
     """
     names = {module: name for name, module in model.named_modules()}
     members: dict[type[nn.Module], list[nn.Module]] = defaultdict(list)
+    in_sequence: set[type[nn.Module]] = set()
     weights: Counter[type[nn.Module]] = Counter()
     for module in model.modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential):
@@ -27,6 +29,8 @@ def repeated_blocks(model: nn.Module) -> list[Block]:
         # A Sequential of different things is one flow, not a repetition.
         if len(kinds) != 1 or isinstance(children[0], nn.ModuleList | nn.Sequential):
             continue
+        if isinstance(module, nn.Sequential):
+            in_sequence.add(type(children[0]))
         for child in children:
             if any(True for _ in child.children()) and child not in members[type(child)]:
                 members[type(child)].append(child)
@@ -36,6 +40,10 @@ def repeated_blocks(model: nn.Module) -> list[Block]:
         return []
     # The class that holds most of the weights: experts inside a block lose against the blocks around them.
     chosen = max(candidates, key=lambda kind: (weights[kind], len(members[kind])))
+    # Stages of blocks: what stands in a Sequential inside them runs one after the other, so it is the finer block.
+    for kind in candidates:
+        if kind in in_sequence and weights[kind] > weights[chosen] / 2 and _all_within(members[kind], members[chosen]):
+            chosen = kind
     blocks = [(names[module], module) for module in members[chosen]]
     outer = [name for name, _ in blocks]
     return [
@@ -43,3 +51,9 @@ def repeated_blocks(model: nn.Module) -> list[Block]:
         for name, module in blocks
         if not any(name != other and name.startswith(f"{other}.") for other in outer)
     ]
+
+
+def _all_within(inner: Sequence[nn.Module], outer: Sequence[nn.Module]) -> bool:
+    """Whether every inner module is a proper part of an outer one."""
+    parts = {part for module in outer for part in module.modules() if part is not module}
+    return all(module in parts for module in inner)

@@ -97,6 +97,10 @@ class SparseTensor(Tensor):
         context = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, names, self.transposed, self.dtype)
         return [_PREFIX + name for name in names], context
 
+    def _stable_hash_for_caching(self) -> str:
+        packed = self.packed
+        return f"{packed.layout} {packed.pattern} {packed.shape} {packed.value_dtype} {self.transposed} {self.dtype}"
+
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], context: Any, size: Any, stride: Any) -> "SparseTensor":
         layout, pattern, shape, value_dtype, names, transposed, dtype = context

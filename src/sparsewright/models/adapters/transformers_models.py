@@ -38,13 +38,19 @@ class TransformersAdapter(AbstractAdapter):
     @contextmanager
     def calibrating(self, model: nn.Module) -> Iterator[None]:
         """Without a key-value cache: a block that is run twice would otherwise see its own past."""
-        config: Any = getattr(model, "config", None)
-        before = getattr(config, "use_cache", None)
-        if not before:
-            yield
-            return
-        config.use_cache = False
+        # Stacks of an encoder-decoder carry configurations of their own.
+        configs: dict[int, Any] = {id(config): config for config in _configs(model) if config.use_cache}
+        for config in configs.values():
+            config.use_cache = False
         try:
             yield
         finally:
-            config.use_cache = before
+            for config in configs.values():
+                config.use_cache = True
+
+
+def _configs(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is not None:
+            yield config
