@@ -1,0 +1,237 @@
+"""End-to-end time from layer costs: the dense model is timed once, with each layer timed inside it.
+
+What cannot become sparse (attention products, norms, embeddings, calls) is the measured rest: dense model minus its
+layers. A plan's time is the rest plus every layer's in-model time multiplied by its measured ratio to dense. Ratios
+come from the profile, seconds from the model itself: caches and clocks are then those that the model really meets.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core import AbstractPattern, Dense, ModelError, ProfileError, ValueType
+from .target import AbstractTarget
+from .timing import interleave, torch_threads
+
+
+@final
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer inside the dense model.
+
+    Attributes:
+        shape: `(out, in)`.
+        tokens: rows of the layer's input, summed over its calls in one forward pass.
+        calls: how often one forward pass calls it.
+        seconds: dense time inside the model, all calls together.
+    """
+
+    shape: tuple[int, int]
+    tokens: int
+    calls: int
+    seconds: float
+
+    @property
+    def tokens_per_call(self) -> int:
+        """Rows of the input of one call."""
+        return max(1, round(self.tokens / max(1, self.calls)))
+
+
+@final
+@dataclass(frozen=True)
+class ModelTime:
+    """A dense model at one input, measured.
+
+    Attributes:
+        total_s: one forward pass.
+        layers: layer name -> its part.
+        threads: intra-op threads.
+    """
+
+    total_s: float
+    layers: Mapping[str, LayerTime]
+    threads: int = 1
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds outside the layers: what no plan can remove."""
+        return max(0.0, self.total_s - sum(layer.seconds for layer in self.layers.values()))
+
+    @property
+    def sparse_share(self) -> float:
+        """Share of the time, 0..1, that is spent in the layers."""
+        return 1.0 - self.rest_s / self.total_s
+
+    def layer_seconds(
+        self, target: AbstractTarget, name: str, pattern: AbstractPattern, value_dtype: ValueType = "fp32"
+    ) -> float:
+        """Seconds of one layer in the model under a choice on a target."""
+        layer = self.layers[name]
+        if isinstance(pattern, Dense) and value_dtype != "int8":
+            return layer.seconds
+        return layer.seconds * target.layer_cost(layer.shape, pattern, layer.tokens_per_call, value_dtype).ratio
+
+    def predict(self, seconds: Mapping[str, float]) -> float:
+        """End-to-end seconds when the named layers take so long instead; the others stay as they are."""
+        unknown = [name for name in seconds if name not in self.layers]
+        if unknown:
+            raise ProfileError(f"The model was timed without the layer {unknown[0]!r}. Time it with this layer named.")
+        return self.rest_s + sum(seconds.get(name, layer.seconds) for name, layer in self.layers.items())
+
+    def on(self, target: AbstractTarget) -> "ModelTime":
+        """The same model on another machine: every layer at that machine's dense cost; the rest, which nobody measured
+        there, is assumed to scale as the layers do."""
+        layers = {
+            name: LayerTime(
+                layer.shape,
+                layer.tokens,
+                layer.calls,
+                layer.calls * target.dense_cost(layer.shape, layer.tokens_per_call).seconds,
+            )
+            for name, layer in self.layers.items()
+        }
+        here = sum(layer.seconds for layer in self.layers.values())
+        there = sum(layer.seconds for layer in layers.values())
+        rest = self.rest_s * there / here if here > 0 else self.rest_s
+        return ModelTime(rest + there, layers, self.threads)
+
+
+def model_time(total_dense_s: float, dense_costs: Mapping[str, float], chosen_costs: Mapping[str, float]) -> float:
+    """End-to-end seconds of a plan from plain figures: `total - sum(dense) + sum(chosen)`.
+
+    Args:
+        total_dense_s: measured dense model.
+        dense_costs: layer -> dense seconds at the same tokens.
+        chosen_costs: layer -> seconds under the plan; layers left out stay dense.
+
+    Raises:
+        ProfileError: a chosen layer has no dense cost.
+    """
+    layers = {name: LayerTime((1, 1), 1, 1, cost) for name, cost in dense_costs.items()}
+    return ModelTime(total_dense_s, layers).predict(chosen_costs)
+
+
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """Call a model on a batch: a mapping by name, a tuple or list by position, a tensor as the only argument."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def time_model(
+    model: nn.Module,
+    batch: Any,
+    modules: Mapping[str, nn.Module],
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    threads: int = 1,
+    rounds: tuple[int, int] = (7, 40),
+    seconds: float = 6.0,
+) -> ModelTime:
+    """Time a dense model and, in turns, the named layers inside it.
+
+    Args:
+        model: dense; left in the mode it was in.
+        batch: one input, see `run_model`.
+        modules: layer name -> module of the model.
+        shapes: layer name -> `(out, in)`.
+        threads: intra-op threads.
+        rounds: least and most rounds.
+        seconds: about how long to measure.
+
+    Raises:
+        ModelError: a named layer is never called.
+    """
+    inside = _Inside(modules, shapes, threads)
+    training = model.training
+    model.eval()
+    try:
+
+        def whole() -> object:
+            return run_model(model, batch)
+
+        def hooked() -> object:
+            with inside:
+                return run_model(model, batch)
+
+        samples = interleave({"model": whole, "hooked": hooked}, threads=threads, rounds=rounds, seconds=seconds)
+    finally:
+        model.train(training)
+    return ModelTime(samples["model"].median, inside.layers(), threads)
+
+
+class _Inside:
+    """Hooks around the layers, there only while the hooked model runs."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], shapes: Mapping[str, tuple[int, int]], threads: int) -> None:
+        self._modules = modules
+        self._shapes = shapes
+        self._clock = time.thread_time if threads == 1 else time.perf_counter
+        self._seconds: dict[str, list[float]] = {name: [] for name in modules}
+        self._calls: dict[str, int] = dict.fromkeys(modules, 0)
+        self._tokens: dict[str, int] = dict.fromkeys(modules, 0)
+        self._handles: list[Any] = []
+        # Two readings of the clock cost time of their own, most of it in virtual machines.
+        self._overhead = _clock_overhead(self._clock)
+
+    def __enter__(self) -> None:
+        for name, module in self._modules.items():
+            self._calls[name] = self._tokens[name] = 0
+            self._seconds[name].append(0.0)
+            self._attach(name, module)
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _attach(self, name: str, module: nn.Module) -> None:
+        started = 0.0
+
+        def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            nonlocal started
+            if inputs and isinstance(inputs[0], Tensor):
+                self._tokens[name] += inputs[0].numel() // max(1, inputs[0].shape[-1])
+            self._calls[name] += 1
+            started = self._clock()
+
+        def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            spent = self._clock() - started - self._overhead
+            self._seconds[name][-1] += max(0.0, spent)
+            if isinstance(output, Tensor) and output.dim() == 4:
+                # A convolution sees one token per output pixel, not per input row.
+                rows = inputs[0].numel() // max(1, inputs[0].shape[-1]) if inputs else 0
+                self._tokens[name] += output.shape[0] * output.shape[2] * output.shape[3] - rows
+
+        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    def layers(self) -> dict[str, LayerTime]:
+        silent = [name for name, calls in self._calls.items() if not calls]
+        if silent:
+            raise ModelError(
+                f"The layer {silent[0]!r} is never called with this batch, so it has no cost. Exclude it, or give a "
+                "batch that reaches it."
+            )
+        return {
+            # The first two runs warm up.
+            name: LayerTime(
+                self._shapes[name], self._tokens[name], self._calls[name], float(np.median(spent[2:] or spent))
+            )
+            for name, spent in self._seconds.items()
+        }
+
+
+def _clock_overhead(clock: Any, draws: int = 200) -> float:
+    with torch_threads(torch.get_num_threads()):
+        spans = []
+        for _ in range(draws):
+            started = clock()
+            spans.append(clock() - started)
+    return float(np.median(spans))

@@ -1,0 +1,101 @@
+"""Layers to time: real packed weights of a pattern with random values, run as a model would run them.
+
+Several copies take turns, because a model with many layers never finds the same weight in cache twice in a row.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import layouts
+from ..core import AbstractPattern, Dense, LayoutError, ValueType
+from ..layouts import PackedWeight
+from ..nn import SparseTensor
+from ..solvers import solve_mask
+
+Shape = tuple[int, int]
+Operand = Callable[[Tensor], Tensor]
+
+# Together the copies should not fit beside everything else in a usual last-level cache slice.
+_ROTATED_BYTES = 12 << 20
+_COPIES = (2, 6)
+
+TORCH_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def random_weight(shape: Shape, seed: int = 0) -> Tensor:
+    """`(out, in)` float32 normal values of a usual scale."""
+    weight: Tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / shape[1] ** 0.5
+    return weight
+
+
+def dense_operand(shape: Shape) -> Operand:
+    """torch's dense linear, float32, with bias."""
+    copies = [random_weight(shape, seed) for seed in range(_copies(4 * shape[0] * shape[1]))]
+    bias = torch.zeros(shape[0])
+    turn = itertools.cycle(copies)
+    return lambda x: functional.linear(x, next(turn), bias)
+
+
+def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueType) -> Operand:
+    """The packed form of a random mask of the pattern, with bias.
+
+    Raises:
+        PatternError: the pattern does not fit the shape.
+        LayoutError: no layout packs it, or not with this value type.
+        KernelError: no kernel runs it here (raised by the first call).
+    """
+    pattern.require_fit(shape, "the layer to time")
+    if value_dtype == "int8" or isinstance(pattern, Dense):
+        raise LayoutError(f"{pattern} with {value_dtype} values has no packed layout. Pack sparse fp32 or fp16.")
+    weight = random_weight(shape)
+    mask = solve_mask(weight.abs(), pattern)
+    packed = layouts.pack(weight, mask, pattern=pattern, value_dtype=TORCH_DTYPES[value_dtype])
+    bias = torch.zeros(shape[0])
+    copies = [packed, *(_clone(packed) for _ in range(_copies(packed.size_bytes) - 1))]
+    # Through the tensor subclass, because that is what the layers of a packed model call.
+    turn = itertools.cycle([SparseTensor(copy) for copy in copies])
+    return lambda x: functional.linear(x, next(turn), bias)
+
+
+def int8_operand(shape: Shape) -> Operand:
+    """torch's dynamically quantised dense linear (int8 weights, int8 activations)."""
+    from .int8 import dynamic_int8
+
+    modules = []
+    for seed in range(_copies(shape[0] * shape[1])):
+        linear = nn.Linear(shape[1], shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(random_weight(shape, seed))
+        modules.append(dynamic_int8(linear))
+    turn = itertools.cycle(modules)
+    return lambda x: next(turn)(x)
+
+
+def operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueType) -> Operand:
+    """What runs a layer of this shape under this choice.
+
+    A dense layer with fp16 values is stored so and computed in float32: its time is that of the dense layer.
+    """
+    if not isinstance(pattern, Dense):
+        return packed_operand(shape, pattern, value_dtype)
+    return int8_operand(shape) if value_dtype == "int8" else dense_operand(shape)
+
+
+def _copies(size_bytes: int) -> int:
+    least, most = _COPIES
+    return min(most, max(least, _ROTATED_BYTES // max(1, size_bytes)))
+
+
+def _clone(packed: PackedWeight) -> PackedWeight:
+    return PackedWeight(
+        layout=packed.layout,
+        pattern=packed.pattern,
+        shape=packed.shape,
+        value_dtype=packed.value_dtype,
+        tensors={name: tensor.clone() for name, tensor in packed.tensors.items()},
+    )

@@ -1,0 +1,168 @@
+"""`pack_`: masked layers turn into the packed layouts that win on a target; the others stay masked, with the reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from .. import layouts
+from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType
+from ..models import LayerRef, layers
+from ..nn import SparseTensor, as_parameter
+from .int8 import dynamic_int8
+from .operands import TORCH_DTYPES
+from .target import AbstractTarget, load_target
+
+_MASK = "weight_mask"
+
+
+@final
+@dataclass(frozen=True)
+class PackedLayer:
+    """What became of one layer.
+
+    Attributes:
+        name: module name.
+        shape: `(out, in)`.
+        pattern: text.
+        layout: layout name, `torch dynamic int8`, or empty where it stays masked.
+        value_dtype: how the kept values are stored.
+        packed: whether the layer changed its form.
+        ratio: seconds / dense seconds on the target, mean over the tokens; None where nobody asked the target.
+        size_bytes: bytes of the operand in memory.
+        reason: why it stays as it is; empty if packed.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    pattern: str
+    layout: str
+    value_dtype: ValueType
+    packed: bool
+    ratio: float | None
+    size_bytes: int
+    reason: str = ""
+
+
+def pack_(
+    model: nn.Module,
+    target: str | AbstractTarget = "this",
+    *,
+    tokens: int | Sequence[int] = (64, 1024),
+    plan: Plan | None = None,
+    value_dtype: ValueType | None = None,
+    force: bool = False,
+) -> list[PackedLayer]:
+    """Replace the weight of every masked layer by its packed form where that is faster than dense, in place.
+
+    Args:
+        model: after `sparsify_`: zeros in `weight`, and `weight_mask` beside it. Packed layers lose their mask.
+        target: name, profile file or target that says what wins.
+        tokens: rows of input that the layers will see; several are averaged.
+        plan: pattern, layout and value type of each layer; without it the pattern is read off the mask.
+        value_dtype: of all layers, over the plan's.
+        force: pack without asking the target (for size, or because the target is known).
+
+    Returns:
+        One row per masked layer, in the order of the model.
+
+    Raises:
+        ModelError: nothing is masked.
+        PlanError: the plan's pattern does not hold for a layer's mask.
+    """
+    machine = None if force else load_target(target)
+    counts = [tokens] if isinstance(tokens, int) else list(tokens)
+    planned = plan.layers if plan is not None else {}
+    work = []
+    for ref in layers(model):
+        layer = planned.get(ref.name)
+        mask = ref.get_mask() if ref.shape != (0, 0) else None
+        if mask is not None or (layer is not None and layer.is_dense and layer.value_dtype == "int8"):
+            work.append((ref, mask, _with_pattern(ref, mask, layer, value_dtype)))
+    if not work:
+        raise ModelError("No layer of this model is masked, so there is nothing to pack. Call sparsify_ first.")
+    if machine is not None:
+        _prepare(machine, [(ref.shape, layer) for ref, _, layer in work if ref.runs_packed], counts)
+    # All new weights first, so that an error leaves the model as it was.
+    made = [_make(ref, mask, layer, machine, counts) for ref, mask, layer in work]
+    for (ref, _, _), (_, replacement) in zip(work, made):
+        _install(model, ref, replacement)
+    return [row for row, _ in made]
+
+
+def _with_pattern(
+    ref: LayerRef, mask: Tensor | None, layer: LayerPlan | None, value_dtype: ValueType | None
+) -> LayerPlan:
+    if layer is None:
+        pattern: AbstractPattern = layouts.infer_pattern(mask) if mask is not None else Dense()
+        layer = LayerPlan(pattern)
+    elif mask is not None:
+        broken = layer.pattern.check_mask(mask)
+        if broken:
+            raise PlanError(
+                f"The plan gives {ref.name} the pattern {layer.pattern}, but its mask breaks it: {broken[0]}. "
+                "Pack with the plan the model was sparsified with, or without a plan."
+            )
+    if value_dtype is None or (mask is None and layer.value_dtype == "int8"):
+        return layer
+    return LayerPlan(layer.pattern, layer.layout, layer.sparsifier, value_dtype, layer.reason)
+
+
+def _prepare(machine: AbstractTarget, wanted: list[tuple[tuple[int, int], LayerPlan]], tokens: list[int]) -> None:
+    for value_dtype in dict.fromkeys(layer.value_dtype for _, layer in wanted):
+        these = [(shape, layer.pattern) for shape, layer in wanted if layer.value_dtype == value_dtype]
+        for shape in dict.fromkeys(shape for shape, _ in these):
+            patterns = list(dict.fromkeys(pattern for other, pattern in these if other == shape))
+            machine.prepare([shape], patterns, tokens, [value_dtype])
+
+
+Replacement = SparseTensor | nn.Module | None
+
+
+def _make(
+    ref: LayerRef, mask: Tensor | None, layer: LayerPlan, machine: AbstractTarget | None, tokens: list[int]
+) -> tuple[PackedLayer, Replacement]:
+    ratio: float | None = None
+    if mask is not None and (layer.is_dense or layer.value_dtype == "int8"):
+        return _kept(ref, layer, None, f"{layer.pattern} with {layer.value_dtype} values has no packed form"), None
+    if not ref.runs_packed:
+        return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
+    reasons = machine.can_run(layer.pattern, ref.shape) if machine is not None else layer.pattern.why_not(ref.shape)
+    if reasons:
+        return _kept(ref, layer, None, "; ".join(reasons)), None
+    if machine is not None:
+        try:
+            costs = [machine.layer_cost(ref.shape, layer.pattern, count, layer.value_dtype) for count in tokens]
+        except ProfileError as error:
+            return _kept(ref, layer, None, str(error)), None
+        ratio = sum(cost.ratio for cost in costs) / len(costs)
+        if ratio >= 1.0:
+            return _kept(ref, layer, ratio, f"dense is faster here: {1 / ratio:.2f}x at {tokens} tokens"), None
+    if mask is None:
+        module = dynamic_int8(ref.module)
+        size = ref.shape[0] * ref.shape[1]
+        return PackedLayer(ref.name, ref.shape, "dense", "torch dynamic int8", "int8", True, ratio, size), module
+    dtype = TORCH_DTYPES["fp16" if layer.value_dtype == "fp16" else "fp32"]
+    weight = ref.get_weight()
+    packed = layouts.pack(weight, mask, layer.layout, layer.pattern, dtype)
+    row = PackedLayer(
+        ref.name, ref.shape, str(layer.pattern), packed.layout, layer.value_dtype, True, ratio, packed.size_bytes
+    )
+    seen = weight.dtype if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
+    return row, SparseTensor(packed, transposed=ref.kind == "transposed", dtype=seen)
+
+
+def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> PackedLayer:
+    size = 4 * ref.shape[0] * ref.shape[1]
+    return PackedLayer(ref.name, ref.shape, str(layer.pattern), "", layer.value_dtype, False, ratio, size, reason)
+
+
+def _install(model: nn.Module, ref: LayerRef, replacement: Replacement) -> None:
+    if isinstance(replacement, SparseTensor):
+        ref.module._parameters["weight"] = as_parameter(replacement)  # type: ignore[assignment]
+        ref.module._buffers.pop(_MASK, None)
+    elif replacement is not None:
+        parent, _, child = ref.name.rpartition(".")
+        setattr(model.get_submodule(parent), child, replacement)
