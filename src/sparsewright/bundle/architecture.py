@@ -143,7 +143,7 @@ def build(source: ModelSource, shapes: Mapping[str, tuple[int, ...]], file_bytes
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise BundleError(
-            f"The {source.library} config of the bundle does not build a model here ({type(error).__name__}: {reason}). "
+            f"The {source.library} config of the bundle builds no model here ({type(error).__name__}: {reason}). "
             "Build the model yourself and pass it: sparsewright.load(path, model=...)."
         ) from error
 
