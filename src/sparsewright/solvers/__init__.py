@@ -2,6 +2,8 @@
 
 from . import blocks, group_top_n, unstructured, vector_top_n
 from .base import AbstractMaskSolver, Count, solve_mask, solvers
+from .ranking import top_counts, top_n
+from .sharing import spread, unit_scores
 from .unstructured import solve_global
 
 __all__ = [
@@ -12,6 +14,10 @@ __all__ = [
     "solve_global",
     "solve_mask",
     "solvers",
+    "spread",
+    "top_counts",
+    "top_n",
+    "unit_scores",
     "unstructured",
     "vector_top_n",
 ]

@@ -26,6 +26,21 @@ def top_n(scores: Tensor, n: int) -> Tensor:
     return _by_pairs(scores, n) if m <= _PAIRWISE_LIMIT else _by_threshold(scores, n)
 
 
+def top_counts(scores: Tensor, counts: Tensor) -> Tensor:
+    """Like `top_n` with a count of its own for every row.
+
+    Args:
+        scores: `(rows, m)`, floating point, no NaN.
+        counts: `(rows,)` integers, 0 to m.
+
+    Returns:
+        `(rows, m)` bool with exactly `counts[i]` marks in row i.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts[:, None]
+    return torch.zeros_like(chosen).scatter_(-1, order, chosen)
+
+
 def _by_pairs(scores: Tensor, n: int) -> Tensor:
     """Rank = how many beat it; an earlier one wins a tie."""
     # Position-major, so that every comparison runs over one contiguous line.

