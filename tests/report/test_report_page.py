@@ -208,3 +208,33 @@ def test_any_figure_may_be_absent(tmp_path: Path) -> None:
         layer_patterns["patterns"] = {}
     page = write_report(without_numbers(results), tmp_path)[0]
     assert "not measured" in page.read_text(encoding="utf-8")
+
+
+def test_figures_may_stand_under_measured_as_a_run_writes_them(tmp_path: Path) -> None:
+    flat = full()
+    clocked = {"layers", "front", "latency", "table", "prediction", "environment", "devices", "timings", "created"}
+    nested = {name: value for name, value in flat.items() if name not in clocked}
+    nested["measured"] = {name: flat[name] for name in clocked}
+    pages = [write_report(results, tmp_path / name)[1].read_text() for name, results in (("a", flat), ("b", nested))]
+    assert pages[0] == pages[1]
+
+
+def test_plans_far_below_the_chart_are_counted_under_it(tmp_path: Path) -> None:
+    results = full()
+    for number in range(3):
+        row = {"label": f"wild {number}", "predicted_s": 0.01, "predicted_drop": 0.4, "kind": "uniform"}
+        results["front"].append(row)
+    page = write_report(results, tmp_path)[0].read_text(encoding="utf-8")
+    assert "3 plans that lose more than 8.0 points lie below the chart" in page
+
+
+def test_many_slices_are_folded_and_only_the_largest_drawn(tmp_path: Path) -> None:
+    results = full()
+    results["quality"]["test"]["slices"] = [
+        {"name": f"part {number:02d}", "n": number, "drop": 0.001 * number, "interval": [0.0, 0.002 * number]}
+        for number in range(40)
+    ]
+    page = write_report(results, tmp_path)[0].read_text(encoding="utf-8")
+    assert "<summary>40 slices of the test split, the worst first.</summary>" in page
+    assert "<title>part 39" in page
+    assert "<title>part 05" not in page

@@ -24,7 +24,7 @@ _INK = {
     "warm": "#010a05",
     "cool": "#010a06",
     "bad": "#010a07",
-    "page": "#010a08",
+    "card": "#010a08",
 }
 
 _KINDS = {"search": ("cool", "circle"), "uniform": ("warm", "square"), "baseline": ("quiet", "triangle-up")}
@@ -36,20 +36,23 @@ _KIND_KEYS = {
 
 
 def front_chart(front: list[FrontPoint], dense_quality: float | None, allowed_drop: float | None) -> Chart:
-    """Quality against time of every plan whose quality was evaluated; the chosen one ringed."""
+    """Quality against time of every plan; hollow marks are predicted only, the chosen one is ringed."""
     rows = _front_rows(front, dense_quality)
+    rows, note = _near(rows, dense_quality, allowed_drop)
     description = f"Quality against latency of {len(rows)} plans."
     if len(rows) < 2:
-        return Chart("", "", description, missing="Fewer than two plans have a measured quality, so no chart is drawn.")
+        return Chart("", "", description, missing="Fewer than two plans have a known quality, so no chart is drawn.")
     floor = None
     if dense_quality is not None and allowed_drop is not None:
         floor = 100 * (dense_quality - allowed_drop)
     legend = [key for kind, key in _KIND_KEYS.items() if any(row["kind"] == kind for row in rows)]
+    if not all(row["evaluated"] for row in rows):
+        legend.append(Key("quiet", "hollow", "quality predicted only"))
     if any(row["chosen"] for row in rows):
         legend.append(Key("accent", "ring", "chosen"))
     if floor is not None:
         legend.append(Key("bad", "dash", "least quality allowed"))
-    return _drawn(lambda width: _front_spec(rows, floor, width), description, tuple(legend))
+    return _drawn(lambda width: _front_spec(rows, floor, width), description, tuple(legend), note)
 
 
 def interval_chart(marks: list[tuple[str, float, Interval | None]], allowed_drop: float | None) -> Chart:
@@ -75,29 +78,46 @@ def _front_rows(front: list[FrontPoint], dense_quality: float | None) -> list[di
     rows = []
     for point in front:
         time = point.measured_s if point.measured_s is not None else point.predicted_s
+        drop = point.drop if point.drop is not None else point.predicted_drop
         quality = point.quality
-        if quality is None and point.drop is not None and dense_quality is not None:
-            quality = dense_quality - point.drop
+        if quality is None and drop is not None and dense_quality is not None:
+            quality = dense_quality - drop
         if time is None or quality is None:
             continue
+        evaluated = point.quality is not None or point.drop is not None
         kind = point.kind if point.kind in _KINDS else "search"
         how = "measured" if point.measured_s is not None else "predicted"
         speed = times(point.predicted_speedup) if point.predicted_speedup is not None else NOT_MEASURED
         text = (
-            f"{point.label}: {points(quality)} points, {seconds(time)} {how}, predicted speed-up {speed}, "
-            f"{size(point.size_bytes)}"
+            f"{point.label}: {points(quality)} points{'' if evaluated else ' predicted'}, {seconds(time)} {how}, "
+            f"predicted speed-up {speed}, {size(point.size_bytes)}"
         )
         rows.append(
             {
                 "time": 1e3 * time,
                 "quality": 100 * quality,
                 "kind": kind,
+                "evaluated": evaluated,
                 "chosen": point.chosen,
                 "text": text,
                 "label": point.label,
             }
         )
     return rows
+
+
+def _near(
+    rows: list[dict[str, Any]], dense_quality: float | None, allowed_drop: float | None
+) -> tuple[list[dict[str, Any]], str]:
+    """Leave out plans so far below everything of interest that they would flatten the rest, and say so."""
+    if dense_quality is None:
+        return rows, ""
+    chosen = [100 * dense_quality - row["quality"] for row in rows if row["chosen"]]
+    reach = max([2.0, 400 * (allowed_drop or 0.0), *(2 * drop for drop in chosen)])
+    near = [row for row in rows if row["quality"] >= 100 * dense_quality - reach]
+    left = len(rows) - len(near)
+    note = f"{left} plans that lose more than {reach:.1f} points lie below the chart; they stand in the table."
+    return near, note if left else ""
 
 
 def _front_spec(rows: list[dict[str, Any]], floor: float | None, width: int) -> Any:
@@ -110,6 +130,7 @@ def _front_spec(rows: list[dict[str, Any]], floor: float | None, width: int) -> 
     y = alt.Y("quality:Q", title="quality, points", scale=alt.Scale(zero=False, padding=18))
     data = alt.Data(values=rows)
     base = alt.Chart(data)
+    hollow = alt.value(_INK["card"])
     layers = []
     if floor is not None:
         rule = alt.Chart(alt.Data(values=[{"quality": floor}]))
@@ -119,10 +140,11 @@ def _front_spec(rows: list[dict[str, Any]], floor: float | None, width: int) -> 
         path = alt.Chart(alt.Data(values=best)).mark_line(color=_INK["cool"], opacity=0.45, strokeWidth=1.5)
         layers.append(path.encode(x="time:Q", y="quality:Q", order="time:Q"))
     layers.append(
-        base.mark_point(filled=True, size=62, opacity=0.92).encode(
+        base.mark_point(filled=True, size=62, opacity=0.92, strokeWidth=1.6).encode(
             x=x,
             y=y,
-            color=alt.Color("kind:N", scale=colours, legend=None),
+            fill=alt.condition("datum.evaluated", alt.Fill("kind:N", scale=colours, legend=None), hollow),
+            stroke=alt.Stroke("kind:N", scale=colours, legend=None),
             shape=alt.Shape("kind:N", scale=shapes, legend=None),
             description="text:N",
         )
@@ -167,13 +189,13 @@ def _not_dominated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return best
 
 
-def _drawn(spec: Any, description: str, legend: tuple[Key, ...]) -> Chart:
+def _drawn(spec: Any, description: str, legend: tuple[Key, ...], note: str = "") -> Chart:
     """Draw both widths, or a chart that says what to install."""
     try:
         wide, narrow = (_svg(spec(width), description) for width in (WIDE, NARROW))
     except ImportError:
         return Chart("", "", description, legend, missing=MISSING)
-    return Chart(wide, narrow, description, legend)
+    return Chart(wide, narrow, description, legend, note)
 
 
 def _svg(chart: Any, description: str) -> str:

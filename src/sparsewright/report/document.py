@@ -75,7 +75,7 @@ class Key:
     """One entry of a chart's legend: a colour of the page, the form of its mark, what it means."""
 
     colour: str
-    form: Literal["circle", "square", "triangle", "ring", "dash"]
+    form: Literal["circle", "square", "triangle", "hollow", "ring", "dash"]
     label: str
 
 
@@ -86,6 +86,7 @@ class Chart:
 
     Attributes:
         legend: marks and their meaning, in order.
+        note: one line under the drawing.
         missing: what to say in its place.
     """
 
@@ -93,6 +94,7 @@ class Chart:
     narrow: str
     description: str
     legend: tuple[Key, ...] = ()
+    note: str = ""
     missing: str = ""
 
 

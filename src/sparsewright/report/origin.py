@@ -44,18 +44,21 @@ def origin_section(results: Results) -> Section:
     blocks: list[Block] = [Table((Column("", numeric=False), Column("", numeric=False)), rows)]
     if not results.environment:
         blocks.append(Text("The machine was not recorded, so these figures cannot be compared with others.", "bad"))
+    if results.data.facts:
+        blocks.append(_folded("data", results.data.facts))
     if results.recipe:
-        recipe = tuple(
-            (
-                Cell(key, code=True),
-                Cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), code=True),
-            )
-            for key, value in results.recipe.items()
-        )
-        blocks.append(
-            Table((Column("recipe", numeric=False), Column("", numeric=False)), recipe, "Recipe.", folded=True)
-        )
+        blocks.append(_folded("recipe", results.recipe))
     return Section("origin", "Origin", tuple(blocks))
+
+
+def _folded(what: str, facts: dict[str, Any]) -> Table:
+    """Nested facts, one row per key, shown on request."""
+    rows = []
+    for key, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        rows.append((Cell(key, code=True), Cell(text, code=True)))
+    columns = (Column(what, numeric=False), Column("", numeric=False))
+    return Table(columns, tuple(rows), f"{what.capitalize()} in full.", folded=True)
 
 
 def timings_section(results: Results) -> Section | None:

@@ -97,7 +97,9 @@ def _chart(chart: Chart) -> str:
         for key in chart.legend
     )
     drawings = element("div", chart.wide, class_="wide") + element("div", chart.narrow, class_="narrow")
-    return element("figure", (element("ul", keys, class_="legend") if keys else "") + drawings)
+    legend = element("ul", keys, class_="legend") if keys else ""
+    note = element("figcaption", escape(chart.note)) if chart.note else ""
+    return element("figure", legend + drawings + note)
 
 
 def _table(table: Table) -> str:

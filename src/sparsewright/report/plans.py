@@ -26,7 +26,7 @@ def front_section(results: Results) -> Section | None:
     )
     ordered = sorted(results.front, key=lambda point: (not point.chosen, point.kind, _time(point)))
     strong = frozenset(index for index, point in enumerate(ordered) if point.chosen)
-    caption = "Every plan the search evaluated; quality on the validation split, never on test."
+    caption = "Every plan the search weighed; quality on the validation split, never on test."
     table = Table(columns, tuple(_row(point) for point in ordered), caption, strong, folded=len(ordered) > 14)
     blocks: list[Block] = [front_chart(results.front, dense, results.budget.max_quality_drop), table]
     return Section("front", "Quality against latency", tuple(blocks), short="Front")
@@ -46,10 +46,18 @@ def _row(point: FrontPoint) -> tuple[Cell, ...]:
         cell(seconds(point.measured_s), point.measured_s is None),
         cell(times(point.predicted_speedup), point.predicted_speedup is None),
         cell(points(point.quality), point.quality is None),
-        cell(signed_points(point.drop), point.drop is None),
+        _change(point),
         cell(size(point.size_bytes), point.size_bytes is None),
         Cell(patterns, code=True) if patterns else missing("–"),
     )
+
+
+def _change(point: FrontPoint) -> Cell:
+    if point.drop is not None:
+        return Cell(signed_points(point.drop))
+    if point.predicted_drop is not None:
+        return Cell(f"{signed_points(point.predicted_drop)} predicted", "quiet")
+    return missing()
 
 
 def _by_density(patterns: dict[str, int]) -> list[tuple[str, int]]:
@@ -68,21 +76,16 @@ def devices_section(results: Results) -> Section | None:
     """Device × plan, or None where only one target was asked for."""
     if not results.devices:
         return None
-    plans = list(dict.fromkeys(row.plan for row in results.devices))
-    targets = list(dict.fromkeys(row.target for row in results.devices))
-    found = {(row.target, row.plan): row for row in results.devices}
-    rows = []
-    for target in targets:
-        cells = [Cell(target)]
-        for plan in plans:
-            entry = found.get((target, plan))
-            if entry is None or entry.predicted_s is None:
-                cells.append(missing("–"))
-                continue
-            speed = f" · {times(entry.speedup)}" if entry.speedup is not None else ""
-            cells.append(Cell(f"{seconds(entry.predicted_s)}{speed}"))
-        rows.append(tuple(cells))
-    columns = (Column("device", numeric=False), *(Column(plan) for plan in plans))
+    rows = [
+        (
+            Cell(row.target),
+            Cell(row.plan),
+            cell(seconds(row.predicted_s), row.predicted_s is None),
+            cell(times(row.speedup), row.speedup is None),
+        )
+        for row in results.devices
+    ]
+    columns = (Column("device", numeric=False), Column("plan", numeric=False), Column("predicted"), Column("speed-up"))
     blocks: tuple[Block, ...] = (
         Table(columns, tuple(rows), "Predicted time and speed-up against dense on the same device."),
         Text("A profile measured on one machine says nothing certain about another of the same name: measure there."),

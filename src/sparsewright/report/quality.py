@@ -1,9 +1,13 @@
 """Quality: dense against ours per split and per slice, each difference with its paired interval."""
 
+import math
+
 from .charts import interval_chart
 from .document import Block, Cell, Column, Section, Table, Text, cell, missing
 from .schema import Interval, Pair, Results, SplitQuality
 from .units import count, points, signed_points
+
+MANY_SLICES = 12
 
 
 def quality_section(results: Results) -> Section | None:
@@ -39,14 +43,14 @@ def _split_table(splits: list[tuple[str, SplitQuality]], results: Results) -> Ta
         Column("one-shot", hint="sparsified, before recovery"),
         Column("ours"),
         Column("change", hint="points, ± one paired standard error"),
-        Column("95 % interval", hint="paired bootstrap"),
+        Column("95 % interval", hint="of the paired differences; by bootstrap on test"),
     )
     rows = []
     for name, split in splits:
         spread = f" ± {points(split.stderr)}" if split.stderr is not None else ""
         change = missing() if split.drop is None else Cell(signed_points(split.drop) + spread)
         values = [cell(points(value), value is None) for value in (split.dense, split.one_shot, split.ours)]
-        rows.append((Cell(name), cell(count(split.n), split.n is None), *values, change, _interval(split.interval)))
+        rows.append((Cell(name), _items(split.n), *values, change, _interval(split.interval)))
     task = f" on {results.data.task}" if results.data.task else ""
     return Table(columns, tuple(rows), f"{results.data.metric}{task}, in points. Negative means lost.")
 
@@ -62,12 +66,13 @@ def _slice_table(name: str, split: SplitQuality) -> Table:
     )
     worst = max((part.drop for part in split.slices if part.drop is not None), default=None)
     rows = []
-    for part in split.slices:
+    for part in sorted(split.slices, key=lambda part: -(part.drop if part.drop is not None else -math.inf)):
         tone = "bad" if part.drop is not None and part.drop == worst and part.drop > 0 else ""
         change = missing() if part.drop is None else Cell(signed_points(part.drop), "bad" if tone else "")
         values = [cell(points(value), value is None) for value in (part.dense, part.ours)]
-        rows.append((Cell(part.name), cell(count(part.n), part.n is None), *values, change, _interval(part.interval)))
-    return Table(columns, tuple(rows), f"Slices of the {name} split; the worst one is marked.")
+        rows.append((Cell(part.name), _items(part.n), *values, change, _interval(part.interval)))
+    caption = f"{len(rows)} slices of the {name} split, the worst first."
+    return Table(columns, tuple(rows), caption, folded=len(rows) > MANY_SLICES)
 
 
 def _extra_table(name: str, split: SplitQuality) -> Table:
@@ -92,5 +97,11 @@ def _interval(interval: Interval | None) -> Cell:
 def _marks(splits: list[tuple[str, SplitQuality]]) -> list[tuple[str, float, Interval | None]]:
     """Everything with a drop: splits first, then the slices of the last split."""
     marks = [(f"{name} split", split.drop, split.interval) for name, split in splits if split.drop is not None]
-    marks += [(part.name, part.drop, part.interval) for part in splits[-1][1].slices if part.drop is not None]
+    # Of many slices only the largest are drawn: the intervals of small ones tell nothing.
+    largest = sorted(splits[-1][1].slices, key=lambda part: -(part.n or 0))[:MANY_SLICES]
+    marks += [(part.name, part.drop, part.interval) for part in largest if part.drop is not None]
     return marks
+
+
+def _items(number: int | None) -> Cell:
+    return missing("–") if number is None else Cell(count(number))

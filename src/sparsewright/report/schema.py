@@ -55,6 +55,7 @@ class DataFacts(AbstractRecord):
     task: str = ""
     metric: str = "quality"
     unit: str = "points"
+    facts: dict[str, Any] = Field(default_factory=dict)
     validation: SplitFacts = Field(default_factory=SplitFacts)
     test: SplitFacts = Field(default_factory=SplitFacts)
 
@@ -143,12 +144,13 @@ class Sensitivity(AbstractRecord):
 
 @final
 class FrontPoint(AbstractRecord):
-    """One whole-model plan that the search looked at."""
+    """One whole-model plan that the search looked at; `quality` and `drop` only where it was evaluated."""
 
     label: str
     predicted_s: float | None = None
     measured_s: float | None = None
     predicted_speedup: float | None = None
+    predicted_drop: float | None = None
     quality: float | None = None
     drop: float | None = None
     size_bytes: float | None = None
