@@ -8,6 +8,7 @@ from .base import (
     Quality,
     Split,
     evaluating,
+    first_tensor,
     paired_difference,
     tasks,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "TextClassification",
     "TextLM",
     "evaluating",
+    "first_tensor",
     "paired_difference",
     "tasks",
 ]
