@@ -255,6 +255,22 @@ def require_same(held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
 
 
 _RANDOM = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.bernoulli_, Tensor.exponential_})
+# While transformers builds a model, its own functions stand in torch.nn.init. Constants are left alone: buffers that no
+# file holds are filled by them.
+_INIT_MODULES = frozenset({"torch.nn.init", "transformers.initialization"})
+_RANDOM_INIT = frozenset(
+    {
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "xavier_normal_",
+        "xavier_uniform_",
+        "kaiming_normal_",
+        "kaiming_uniform_",
+        "orthogonal_",
+        "sparse_",
+    }
+)
 
 
 @final
@@ -264,7 +280,9 @@ class _SkipInitialisation(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _RANDOM or getattr(func, "__module__", "") == "torch.nn.init":
+        if func in _RANDOM or (
+            getattr(func, "__name__", "") in _RANDOM_INIT and getattr(func, "__module__", "") in _INIT_MODULES
+        ):
             return args[0] if args else (kwargs or {}).get("tensor")
         return func(*args, **(kwargs or {}))
 
