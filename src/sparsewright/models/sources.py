@@ -78,6 +78,16 @@ def load_model(source: str) -> LoadedModel:
     return loaded
 
 
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+)
+
+
 def _require_package(package: str, extra: str) -> None:
     if find_spec(package) is None:
         raise MissingPackageError(
@@ -151,6 +161,10 @@ def _hf_class(transformers: Any, config: Any) -> tuple[Any, Family]:
 
 def _hf_tokenizer(transformers: Any, path: str, options: dict[str, Any]) -> Any:
     """The checkpoint's tokenizer, or None: models of pixels or of token ids have none."""
+    folder = Path(path)
+    # transformers would make an empty vocabulary up where a folder holds none.
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return None
     try:
         with _quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(path, **options)

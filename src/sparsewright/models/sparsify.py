@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from ..core import (
@@ -19,7 +18,7 @@ from ..core import (
     parse_pattern,
     suggest,
 )
-from ..sparsifiers import AbstractSparsifier, sparsifiers
+from ..sparsifiers import AbstractSparsifier, reconstruction_error, sparsifiers
 from .adapters import layers
 from .calibrate import calibrate
 from .data import batches_of
@@ -248,17 +247,15 @@ def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> f
         stats: with a gram matrix the figure is exact on the calibration data; with square sums inputs count as
             uncorrelated; without stats it is the error of the weight itself.
     """
-    dense = before.to(torch.float64)
-    lost = dense - after.to(torch.float64)
     if stats is not None and stats.gram is not None:
-        # Single precision is plenty for a figure in a report, and half the time.
-        gram = stats.gram.to(torch.float32)
-        error, whole = (float(((m.float() @ gram) * m.float()).sum(dtype=torch.float64)) for m in (lost, dense))
-    elif stats is not None:
-        error, whole = (float((m.square() * stats.square_sum).sum()) for m in (lost, dense))
+        return reconstruction_error(before, after, stats)
+    dense = before.double()
+    lost = dense - after.double()
+    if stats is not None:
+        error, whole = (float((matrix.square() * stats.square_sum).sum()) for matrix in (lost, dense))
     else:
         error, whole = float(lost.square().sum()), float(dense.square().sum())
-    return max(0.0, error) / whole if whole > 0 else 0.0
+    return error / whole if whole > 0 else 0.0
 
 
 @contextmanager
