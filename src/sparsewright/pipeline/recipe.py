@@ -86,10 +86,11 @@ class SparsifySection(_Section):
 
 @final
 class SearchSection(_Section):
-    """How long to look. `expected_recovery` is the share of a one-shot loss that recovery is expected to win back."""
+    """How long to look: plans truly evaluated, plans recovered until one holds the budget, and the share of a one-shot
+    loss that recovery is expected to win back."""
 
     evaluations: Annotated[int, Field(ge=1)] = 4
-    minutes: Annotated[float, Field(gt=0)] | None = None
+    attempts: Annotated[int, Field(ge=1)] = 2
     expected_recovery: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
@@ -111,9 +112,8 @@ class RecoverSection(_Section):
 
 @final
 class SaveSection(_Section):
-    """How the bundle stores what it holds: kept values, and tensors that were not sparsified."""
+    """How the bundle stores tensors that were not sparsified; `fp16` falls back to fp32 where it breaks the budget."""
 
-    values: Literal["fp32", "fp16"] = "fp16"
     dense: Literal["fp32", "fp16"] = "fp16"
 
 

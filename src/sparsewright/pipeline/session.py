@@ -1,0 +1,166 @@
+"""What one run holds in memory: the dense model, its task, its layers, its run folder."""
+
+import copy
+import hashlib
+import importlib
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core import MissingPackageError, ModelError, RecipeError, atomic_write
+from ..models import MASK, LayerRef, LoadedModel, blocks, layers, load_model
+from ..models.tasks import AbstractTask, Quality, tasks
+from .folder import RunFolder
+from .recipe import Recipe
+
+
+@final
+@dataclass
+class Session:
+    """One run; heavy things are made when first asked for, so that a resumed run loads only what it needs."""
+
+    recipe: Recipe
+    folder: RunFolder
+    _scored: dict[str, Quality] = field(default_factory=dict)
+    _weights_digest: str = ""
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model as its source gives it, in eval mode."""
+        torch.manual_seed(self.recipe.seed)
+        loaded = load_model(self.recipe.model)
+        loaded.model.eval()
+        self._weights_digest = _digest_of(loaded.model)
+        return loaded
+
+    @property
+    def weights_digest(self) -> str:
+        """Sha256 of the weights as the source gave them, so that another checkpoint at the same path starts afresh."""
+        _ = self.loaded
+        return self._weights_digest
+
+    @cached_property
+    def task(self) -> AbstractTask:
+        """Data and score; the test split is shut."""
+        section = self.recipe.task
+        tokenizer = self.loaded.tokenizer
+        data_folder = self.folder.path / "data"
+        if section.name.startswith("python:"):
+            return _task_from_python(section.name, section.options)
+        kind = tasks.get(section.name)
+        return kind.create(section.options, tokenizer=tokenizer, folder=data_folder, seed=self.recipe.seed)
+
+    @property
+    def dense(self) -> nn.Module:
+        """The dense model: baseline and teacher. Never changed after training; copy it to sparsify."""
+        return self.loaded.model
+
+    def copy_of_dense(self) -> nn.Module:
+        """A deep copy to work on."""
+        return copy.deepcopy(self.dense)
+
+    @cached_property
+    def layers(self) -> list[LayerRef]:
+        """Layers of the dense model that take part, with the reason of those that do not."""
+        section = self.recipe.sparsify
+        found = layers(self.dense, section.include or None, section.exclude or None)
+        if not any(not layer.skipped_reason for layer in found):
+            reasons = sorted({layer.skipped_reason for layer in found})
+            raise ModelError(
+                f"{self.recipe.model} has no layer that could be sparse: {'; '.join(reasons) or 'no linear layer'}. "
+                "Check sparsify.include and sparsify.exclude."
+            )
+        return found
+
+    @cached_property
+    def block_names(self) -> list[str]:
+        """Names of the model's blocks in run order; empty where it has none."""
+        return [name for name, _ in blocks(self.dense)]
+
+    @property
+    def candidates(self) -> list[LayerRef]:
+        """Layers that take part."""
+        return [layer for layer in self.layers if not layer.skipped_reason]
+
+    def score(self, name: str, model: nn.Module, split: str) -> Quality:
+        """Score a model once per name and split; the items are kept in the run folder beside the stage."""
+        key = f"{name}-{split}"
+        if key not in self._scored:
+            reference = None if model is self.dense else self.dense
+            quality = self.task.score(model, split, reference)  # type: ignore[arg-type]
+            self._scored[key] = quality
+            self.write_items(key, quality)
+        return self._scored[key]
+
+    def write_items(self, key: str, quality: Quality) -> None:
+        """Keep per-item scores, so that paired intervals can be drawn without scoring again."""
+        with atomic_write(self.folder.file(f"{key}.items.npy")) as temporary, temporary.open("wb") as stream:
+            np.save(stream, quality.items, allow_pickle=False)
+
+    def read_items(self, key: str) -> NDArray[np.float64]:
+        """Per-item scores that `score` kept."""
+        items: NDArray[np.float64] = np.load(self.folder.file(f"{key}.items.npy"), allow_pickle=False)
+        return items
+
+
+def _digest_of(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _task_from_python(source: str, options: dict[str, Any]) -> AbstractTask:
+    """`python:package.module:factory`: the user's own task, from the current folder or an installed package."""
+    module_name, _, factory = source.removeprefix("python:").partition(":")
+    if not module_name or not factory:
+        raise RecipeError(f"A task in Python is written python:package.module:factory, got {source!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module_name), factory)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f"The task's module cannot be imported: {error}. Run from its folder.") from error
+    except AttributeError as error:
+        raise RecipeError(f"The module {module_name} has no {factory!r} for the task {source!r}.") from error
+    task = make(**options)
+    if not isinstance(task, AbstractTask):
+        raise RecipeError(f"{source} must return an AbstractTask, got {type(task).__name__}.")
+    return task
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """All parameters and buffers, masks included, each shared tensor once, whole or not at all."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        tensors[name] = tensor.detach().contiguous()
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Into a model of the same structure what `save_weights` wrote; masks come back as buffers."""
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.rpartition(".")[2] == MASK]:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        owner.register_buffer(MASK, tensors.pop(name))
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    own = {id(t) for n, t in model.state_dict(keep_vars=True).items() if n in tensors}
+    lost = [n for n, t in model.state_dict(keep_vars=True).items() if n in missing and id(t) not in own]
+    lost = [name for name in lost if not name.endswith(MASK)]
+    if lost or unexpected:
+        raise ModelError(f"{path} holds another model: missing {lost[:3]}, unexpected {unexpected[:3]}.")
