@@ -68,7 +68,7 @@ def _places(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor, Tensor]:
 def _shared_mask(mask: Tensor, pattern: AbstractPattern, group: int) -> Tensor:
     """`(ceil(out / group), in)` bool: columns that any row of the group keeps, filled up to regularity."""
     mask = torch.nn.functional.pad(mask, (0, 0, 0, -mask.shape[0] % group))
-    shared = mask.unflatten(0, (-1, group)).any(1)
+    shared: Tensor = mask.unflatten(0, (-1, group)).any(1)
     if isinstance(pattern, NM | Transposable):
         grouped = shared.unflatten(1, (-1, pattern.m))
         missing = pattern.n - grouped.sum(-1, keepdim=True)

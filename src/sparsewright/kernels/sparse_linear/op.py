@@ -30,7 +30,7 @@ def check_call(x: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
             continue
         if tensor.dtype != torch.float32:
             raise KernelError(
-                f"The sparse kernels compute in float32, got {name} of {tensor.dtype}. Cast it, or keep the layer dense."
+                f"The sparse kernels compute in float32, got {name} of {tensor.dtype}. Cast it, or leave it dense."
             )
         if tensor.device.type not in ("cpu", "meta"):
             raise KernelError(f"The sparse kernels run on the CPU, got {name} on {tensor.device}. Move it there.")

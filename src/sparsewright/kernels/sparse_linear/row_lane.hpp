@@ -25,7 +25,7 @@ template <int G, class Value> struct RowLane {
 
     // y of MT tokens and one row group; starts from y unless `first`, adds the bias if `last`.
     template <int MT>
-    static inline void tile(const LinearProblem &p, std::int64_t g, Range blocks, const float *x,
+    static __attribute__((noinline)) void tile(const LinearProblem &p, std::int64_t g, Range blocks, const float *x,
                             std::int64_t x_stride, float *y, std::int64_t y_stride, const float *bias, bool first) {
         V sum[MT][vectors];
 #pragma GCC unroll 16

@@ -97,31 +97,34 @@ inline Range share(std::int64_t count, std::int64_t parts, std::int64_t part) {
     return {count * part / parts, count * (part + 1) / parts};
 }
 
-// Transposes a square of `lanes` x `lanes` floats.
-inline void transpose(Wide (&r)[lanes]) {
+// Reads a square: column[c][r] = row[r][c]. Halves of vectors are joined while they are read, which spares the
+// shuffle unit the exchange of halves, the slowest step of a transposition.
+inline __attribute__((always_inline)) void read_columns(const float *const (&row)[lanes], std::int64_t at,
+                                                        Wide (&column)[lanes]) {
 #if defined(__AVX2__)
-    __m256 a[8], b[8];
-    for (int i = 0; i < 4; ++i) {
-        a[2 * i] = _mm256_unpacklo_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
-        a[2 * i + 1] = _mm256_unpackhi_ps((__m256)r[2 * i], (__m256)r[2 * i + 1]);
-    }
-    for (int i = 0; i < 2; ++i) {
-        b[4 * i + 0] = _mm256_shuffle_ps(a[4 * i + 0], a[4 * i + 2], 0x44);
-        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i + 0], a[4 * i + 2], 0xee);
-        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
-        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = (Wide)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-        r[i + 4] = (Wide)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+#pragma GCC unroll 2
+    for (int h = 0; h < 8; h += 4) {
+        __m256 r[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row[i] + at + h)),
+                                        _mm_loadu_ps(row[i + 4] + at + h), 1);
+        const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+        const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+        column[h] = (Wide)_mm256_shuffle_ps(a, c, 0x44);
+        column[h + 1] = (Wide)_mm256_shuffle_ps(a, c, 0xee);
+        column[h + 2] = (Wide)_mm256_shuffle_ps(b, d, 0x44);
+        column[h + 3] = (Wide)_mm256_shuffle_ps(b, d, 0xee);
     }
 #else
+    f4 r[4];
+    for (int i = 0; i < 4; ++i) r[i] = load<f4>(row[i] + at);
     const f4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
     const f4 c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-    r[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-    r[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-    r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-    r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+    column[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+    column[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+    column[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+    column[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 #endif
 }
 

@@ -26,10 +26,11 @@ struct Span {  // the kept values of one row group in one block
 
 // Adds `blocks` blocks of M row groups, R rows each, to the sums of NV vectors of tokens.
 // values step `group` floats per kept column; M * R * NV sums and what multiplies them must fit 16 registers.
+// A function of its own, never inlined: in the midst of others the compiler spills the sums.
 template <int M, int R, int NV>
-inline __attribute__((always_inline)) void accumulate(const Span *spans, std::int64_t blocks, const float *panel,
-                                                      std::int64_t block_columns, int group, float *sums,
-                                                      std::int64_t sums_step, bool first) {
+__attribute__((noinline)) void accumulate(const Span *spans, std::int64_t blocks, const float *panel,
+                                          std::int64_t block_columns, int group, float *sums, std::int64_t sums_step,
+                                          bool first) {
     constexpr int width = NV * lanes;
     Wide sum[M][R][NV];
 #pragma GCC unroll 16
@@ -99,7 +100,7 @@ inline __attribute__((always_inline)) void accumulate(const Span *spans, std::in
 // x of `tokens` (at most NV * lanes) tokens, columns begin..end, to panel[column - begin][NV * lanes].
 // Lanes without a token repeat the last one: nothing reads their results.
 template <int NV>
-inline void fill_panel(const float *x, std::int64_t x_stride, std::int64_t tokens, std::int64_t begin,
+__attribute__((noinline)) void fill_panel(const float *x, std::int64_t x_stride, std::int64_t tokens, std::int64_t begin,
                        std::int64_t end, float *panel) {
     constexpr int width = NV * lanes;
     for (int v = 0; v < NV; ++v) {
@@ -108,10 +109,11 @@ inline void fill_panel(const float *x, std::int64_t x_stride, std::int64_t token
         float *to = panel + v * lanes;
         std::int64_t k = begin;
         for (; k + lanes <= end; k += lanes) {
-            Wide square[lanes];
-            for (int i = 0; i < lanes; ++i) square[i] = load<Wide>(row[i] + k);
-            transpose(square);
-            for (int i = 0; i < lanes; ++i, to += width) store(to, square[i]);
+            Wide column[lanes];
+            read_columns(row, k, column);
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) store(to + i * width, column[i]);
+            to += lanes * width;
         }
         for (; k < end; ++k, to += width)
             for (int i = 0; i < lanes; ++i) to[i] = row[i][k];
@@ -120,7 +122,7 @@ inline void fill_panel(const float *x, std::int64_t x_stride, std::int64_t token
 
 // y[t][row] = sums[row - begin][t] + bias[row] for rows begin..end.
 template <int NV>
-inline void empty_sums(const LinearProblem &p, const float *sums, std::int64_t token, std::int64_t tokens,
+__attribute__((noinline)) void empty_sums(const LinearProblem &p, const float *sums, std::int64_t token, std::int64_t tokens,
                        std::int64_t begin, std::int64_t end) {
     constexpr int width = NV * lanes;
     for (int v = 0; v < NV && v * lanes < tokens; ++v) {
@@ -129,24 +131,43 @@ inline void empty_sums(const LinearProblem &p, const float *sums, std::int64_t t
         const float *from = sums + v * lanes;
         std::int64_t row = begin;
         for (; row + lanes <= end; row += lanes, from += lanes * width) {
-            Wide square[lanes];
-            for (int i = 0; i < lanes; ++i) square[i] = load<Wide>(from + i * width);
-            transpose(square);
-            const Wide bias = p.bias ? load<Wide>(p.bias + row) : Wide{};
-            if (p.bias)
-                for (int i = 0; i < lanes; ++i) square[i] += bias;
-            if (live == lanes) {
-                for (int i = 0; i < lanes; ++i) store(y + i * p.out + row, square[i]);
-            } else {
+            const float *rows[lanes];
 #pragma GCC unroll 16
-                for (int i = 0; i < lanes; ++i)
-                    if (i < live) store(y + i * p.out + row, square[i]);
+            for (int i = 0; i < lanes; ++i) rows[i] = from + i * width;
+            Wide token_of[lanes];
+            read_columns(rows, 0, token_of);
+            if (p.bias) {
+                const Wide bias = load<Wide>(p.bias + row);
+#pragma GCC unroll 16
+                for (int i = 0; i < lanes; ++i) token_of[i] += bias;
             }
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i)
+                if (i < live) store(y + i * p.out + row, token_of[i]);
         }
         for (; row < end; ++row, from += width)
             for (std::int64_t i = 0; i < live; ++i) y[i * p.out + row] = p.bias ? from[i] + p.bias[row] : from[i];
     }
 }
+
+// A rectangle of floats to bring near while the processor multiplies: large batches lie in far caches.
+struct Ahead {
+    const float *row = nullptr;
+    std::int64_t stride = 0, rows = 0, columns = 0, column = 0;
+
+    template <bool to_write> void fetch(std::int64_t lines) {
+        for (; lines > 0 && rows > 0; --lines) {
+            __builtin_prefetch(row + column, to_write, 2);
+            column += 16;
+            if (column >= columns) {
+                column = 0;
+                row += stride;
+                --rows;
+            }
+        }
+    }
+    std::int64_t lines() const { return rows * divide_up(columns, 16); }
+};
 
 template <int G, class Value> struct TokenLane {
     // How many rows of a group, and how many row groups, run side by side for NV vectors of tokens. At least 8
@@ -181,8 +202,8 @@ template <int G, class Value> struct TokenLane {
     }
 
     template <int NV>
-    static void tile(const LinearProblem &p, std::int64_t token, std::int64_t tokens, Range rows_of, float *panel,
-                     float *sums, float *stage, Span *spans) {
+    static void tile(const LinearProblem &p, std::int64_t token, std::int64_t tokens, std::int64_t next_tokens,
+                     Range rows_of, float *panel, float *sums, float *stage, Span *spans) {
         constexpr int M = side_by_side(NV), width = NV * lanes;
         const std::int64_t most = panel_bytes / (p.block_columns * width * static_cast<int>(sizeof(float)));
         const std::int64_t passes = divide_up(p.blocks, most > 1 ? most : 1);
@@ -192,9 +213,23 @@ template <int G, class Value> struct TokenLane {
             const std::int64_t count = blocks.end - blocks.begin;
             fill_panel<NV>(x, p.x_stride, tokens, smaller(blocks.begin * p.block_columns, p.in),
                            smaller(blocks.end * p.block_columns, p.in), panel);
+            const bool last = pass + 1 == passes;
+            const Range next = share(p.blocks, passes, last ? 0 : pass + 1);
+            const std::int64_t next_begin = smaller(next.begin * p.block_columns, p.in);
+            Ahead x_ahead{x + next_begin + (last ? tokens * p.x_stride : 0), p.x_stride, last ? next_tokens : tokens,
+                          smaller(next.end * p.block_columns, p.in) - next_begin};
+            Ahead y_ahead;
+            if (last)
+                y_ahead = {p.y + token * p.out + rows_of.begin * G, p.out, tokens,
+                           smaller(rows_of.end * G, p.out) - rows_of.begin * G};
+            const std::int64_t steps = divide_up(rows_of.end - rows_of.begin, M);
+            const std::int64_t x_lines = divide_up(x_ahead.lines(), steps), y_lines = divide_up(y_ahead.lines(), steps);
             std::int64_t g = rows_of.begin;
-            for (; g + M <= rows_of.end; g += M)
+            for (; g + M <= rows_of.end; g += M) {
+                x_ahead.fetch<false>(x_lines);
+                y_ahead.fetch<true>(y_lines);
                 groups<M, NV>(p, g, blocks.begin, count, panel, sums + (g - rows_of.begin) * G * width, spans, stage);
+            }
             if constexpr (M > 1)
                 for (; g < rows_of.end; ++g)
                     groups<1, NV>(p, g, blocks.begin, count, panel, sums + (g - rows_of.begin) * G * width, spans,
@@ -233,7 +268,11 @@ template <int G, class Value> struct TokenLane {
                 const Range tile_of = share(vectors.end - vectors.begin, tiles, i);
                 const std::int64_t token = (vectors.begin + tile_of.begin) * lanes;
                 const std::int64_t tokens = smaller((vectors.begin + tile_of.end) * lanes, p.tokens) - token;
-                const auto call = [&]<int NV>() { tile<NV>(p, token, tokens, rows_of, panel, sums, staged, spans); };
+                const std::int64_t rest = smaller(vectors.end * lanes, p.tokens) - token - tokens;
+                const std::int64_t next = smaller(rest, width);
+                const auto call = [&]<int NV>() {
+                    tile<NV>(p, token, tokens, next, rows_of, panel, sums, staged, spans);
+                };
                 switch (tile_of.end - tile_of.begin) {
                     case 1: call.template operator()<1>(); break;
                     case 2: call.template operator()<2>(); break;
