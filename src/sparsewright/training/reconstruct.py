@@ -1,9 +1,9 @@
 """Reconstruction: refit the kept weights of each layer, in run order, to what the dense layer answers.
 
 The best a layer can do with its mask is a least-squares problem: from the inputs it gets *now*, behind sparse layers,
-give the outputs that the dense model has *there*. So errors of the layers in front are corrected as well, which one-shot
-sparsifiers leave alone. Solved by conjugate gradients on the kept places only. Sources: Meng et al. 2024 (ALPS),
-arXiv:2406.07831 (the solver); Frantar and Alistarh 2022, arXiv:2208.11580 (dense targets).
+give the outputs that the dense model has *there*. So errors of the layers in front are corrected as well, which
+one-shot sparsifiers leave alone. Solved by conjugate gradients on the kept places only. Sources: Meng et al. 2024
+(ALPS), arXiv:2406.07831 (the solver); Frantar and Alistarh 2022, arXiv:2208.11580 (dense targets).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

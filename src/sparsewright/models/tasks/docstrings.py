@@ -60,7 +60,7 @@ class DocstringRetrieval(AbstractTask):
         validation_items: int = 1000,
         test_items: int = 1500,
         calibration_texts: int = 1024,
-        recovery_files: int = 3000,
+        recovery_files: int = 2000,
         recovery_texts: int = 20_000,
         recovery_length: int = 64,
         recovery_batch: int = 48,
