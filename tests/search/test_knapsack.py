@@ -80,7 +80,7 @@ def test_an_impossible_budget_names_the_tightest_value():
 def test_two_budgets_that_only_clash_together_name_the_second():
     seconds = Window("seconds", [[1.0, 2.0]], 1.0)
     size = Window("bytes", [[5.0, 4.0]], 4.0)
-    with pytest.raises(BudgetError, match="bytes within 4 together with seconds: .* is 5"):
+    with pytest.raises(BudgetError, match=r"bytes within 4 together with seconds: .* is 5"):
         choose([[0.0, 0.0]], [seconds, size])
 
 

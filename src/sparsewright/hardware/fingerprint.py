@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy
-import psutil
 import torch
 
 # The flags that kernels choose by; the others of /proc/cpuinfo do not change speed.
@@ -96,6 +95,9 @@ class Machine:
 
 def this_machine() -> Machine:
     """Describe the machine this process runs on."""
+    # Only asked here: it takes as long to import as a floor of ours.
+    import psutil
+
     return Machine(
         cpu=_cpu_name(),
         architecture=platform.machine(),

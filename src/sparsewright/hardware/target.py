@@ -75,6 +75,8 @@ class FileTarget(AbstractTarget):
         return self.profile.cost(shape, pattern, tokens, value_dtype)
 
     def can_run(self, pattern: AbstractPattern, shape: Shape) -> list[str]:
+        if isinstance(pattern, Dense):
+            return []
         reasons = why_not_packed(pattern, shape)
         if not reasons and not self.profile.tokens(shape, pattern) and not self.profile.tokens(shape, pattern, "fp16"):
             reasons = [f"the profile holds no measurement of {pattern} at {shape[0]}x{shape[1]}"]

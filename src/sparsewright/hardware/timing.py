@@ -126,8 +126,8 @@ def interleave(
         seconds: wall time after which no further round starts (once the least number is done).
         tolerance: steady means that half the interquartile range is at most this share of the median, for every
             candidate, divided by the square root of the number of rounds.
-        warm: untimed calls before each sample. Whole models want one: in service a model follows itself, and its weights
-            are in cache as far as they fit, while here another candidate has just pushed them out.
+        warm: untimed calls before each sample. Whole models want one: in service a model follows itself and finds its
+            weights in cache as far as they fit, while here another candidate has just pushed them out.
 
     Returns:
         name -> samples, all of the same length, rounds in the same order.

@@ -1,0 +1,48 @@
+"""The doctor says what is here, what it accelerates, and one verdict on a model, before any data."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from sparsewright.hardware import doctor
+from sparsewright.hardware import this as this_module
+from sparsewright.hardware.doctor import NOT_HERE, ONLY_SIZE, WORTH
+
+QUICK = {"minutes": 0.001, "patterns": ["4x1@50%", "1:4x4"]}
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    original = this_module.interleave
+    monkeypatch.setattr(
+        this_module, "interleave", lambda calls, **options: original(calls, **{**options, "rounds": (2, 2)})
+    )
+
+
+def test_every_pattern_is_measured_or_has_a_reason():
+    found = doctor(**QUICK)
+    assert all(row.speedups or row.reasons for row in found.accelerations)
+    assert found.kernels
+    assert "convolutions" in found.not_accelerated
+    assert json.loads(json.dumps(found.to_data()))
+
+
+def test_a_model_gets_best_cases_bytes_and_one_verdict():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    found = doctor(model, **QUICK).model
+    assert found.verdict in (WORTH, ONLY_SIZE, NOT_HERE)
+    assert found.because
+    assert {case.pattern for case in found.best_cases} == {"4x1@50%", "1:4x4"}
+    for case in found.best_cases:
+        assert 0 < case.size_share < 1
+        assert case.size_bytes_fp16 < case.size_bytes
+        assert all(1 <= value <= found.limit[label] + 1e-9 for label, value in case.speedups.items())
+    assert "too small to gain" in found.no_gain["4"]
+
+
+def test_a_model_without_layers_is_not_for_this_machine():
+    found = doctor(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), batch=torch.randn(1, 3, 8, 8), **QUICK).model
+    assert found.verdict == NOT_HERE
+    assert found.because.startswith("no layer of this model can be sparse")

@@ -1,0 +1,85 @@
+"""End to end = the measured rest + every layer's in-model time times its measured ratio."""
+
+import pytest
+import torch
+from torch import nn
+
+from sparsewright.core import NM, Dense, ModelError, ProfileError
+from sparsewright.hardware import AbstractTarget, Cost, LayerTime, ModelTime, model_time, time_model
+
+
+class Board(AbstractTarget):
+    """A target that is told what wins."""
+
+    about = "a board"
+
+    def __init__(self, ratios, default=0.5):
+        self.ratios, self.default = ratios, default
+
+    def layer_cost(self, shape, pattern, tokens, value_dtype="fp32"):
+        return Cost(self.ratios.get(str(pattern), self.default), 1.0)
+
+    def can_run(self, pattern, shape):
+        return pattern.why_not(shape)
+
+    def describe(self):
+        return {}
+
+
+TIME = ModelTime(10.0, {"a": LayerTime((8, 8), 64, 1, 4.0), "b": LayerTime((8, 16), 128, 2, 3.0)})
+
+
+def test_the_rest_is_what_no_layer_takes():
+    assert TIME.rest_s == pytest.approx(3.0)
+    assert TIME.sparse_share == pytest.approx(0.7)
+
+
+def test_a_plan_takes_the_rest_and_its_layers():
+    assert TIME.predict({"a": 1.0}) == pytest.approx(7.0)
+    assert TIME.predict({}) == pytest.approx(10.0)
+    assert model_time(10.0, {"a": 4.0, "b": 3.0}, {"a": 1.0}) == pytest.approx(7.0)
+
+
+def test_a_layer_that_was_not_timed_is_named():
+    with pytest.raises(ProfileError, match="'c'"):
+        TIME.predict({"c": 1.0})
+
+
+def test_layer_seconds_are_in_model_seconds_times_the_targets_ratio():
+    board = Board({"2:4": 0.25})
+    assert TIME.layer_seconds(board, "a", NM(2, 4)) == pytest.approx(1.0)
+    assert TIME.layer_seconds(board, "a", Dense()) == pytest.approx(4.0)
+
+
+def test_another_machine_scales_the_rest_as_its_layers():
+    there = TIME.on(Board({}, default=7.0))
+    assert there.layers["b"].seconds == pytest.approx(14.0)
+    assert there.rest_s / TIME.rest_s == pytest.approx(21.0 / 7.0)
+
+
+def test_a_timed_model_knows_tokens_and_calls_of_each_layer():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.once, self.twice = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.twice(self.twice(self.once(x)))
+
+    model = Twice().train()
+    modules = {"once": model.once, "twice": model.twice}
+    shapes = dict.fromkeys(modules, (16, 16))
+    timed = time_model(model, torch.randn(3, 5, 16), modules, shapes, rounds=(2, 2), seconds=0)
+    assert (timed.layers["once"].tokens, timed.layers["once"].calls) == (15, 1)
+    assert (timed.layers["twice"].tokens, timed.layers["twice"].calls) == (30, 2)
+    assert timed.layers["twice"].tokens_per_call == 15
+    assert 0 <= timed.rest_s <= timed.total_s
+    assert model.training
+    assert not model.once._forward_hooks
+
+
+def test_a_layer_that_is_never_called_has_no_cost():
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)})
+    model.forward = lambda x: model["used"](x)
+    with pytest.raises(ModelError, match="'idle' is never called"):
+        time_model(model, torch.randn(2, 4), dict(model), {"used": (4, 4), "idle": (4, 4)}, rounds=(1, 1), seconds=0)
