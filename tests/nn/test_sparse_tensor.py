@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsewright.core import BundleError, KernelError
 from sparsewright.layouts import pack
-from sparsewright.nn import SparseTensor, allow_loading, as_parameter, dispatch_report, masks
+from sparsewright.nn import SparseTensor, allow_loading, as_parameter, dense_layers, dispatch_report, masks
 
 # Float32 products of 64 terms, summed in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -205,6 +205,15 @@ def test_it_moves_to_the_meta_device_without_values() -> None:
     assert moved(torch.empty(3, 64, device="meta")).shape == (3, 32)
 
 
+def test_it_goes_to_shared_memory_with_its_module() -> None:
+    sparse, dense = linear_pair()
+    sparse.share_memory()
+    assert sparse.weight.is_shared()
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(x), dense(x), **CLOSE)
+
+
 def test_a_transformer_layer_of_torch_runs_packed_feed_forward_layers() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(64, 4, 32, batch_first=True).eval()
@@ -248,6 +257,8 @@ def test_the_report_counts_dense_layers_and_names_kernels() -> None:
     assert (rows["b"].state, rows["b"].kernel) == ("dense", "torch dense")
     assert (rows["c"].state, rows["c"].kernel) == ("masked", "torch dense")
     assert all(row.reasons for row in (rows["b"], rows["c"]))
+    stored_dense, _ = linear_pair(layout="masked")
+    assert dense_layers(nn.ModuleList([sparse, stored_dense, dense])) == 2
 
 
 @pytest.mark.slow

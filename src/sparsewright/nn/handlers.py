@@ -76,6 +76,20 @@ def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1
     return result
 
 
+@_serves(FUNCTIONS, Tensor.share_memory_)
+def share_memory(tensor: SparseTensor) -> SparseTensor:
+    """Hold a copy in shared memory; the tensor's own storage is empty and must not be touched."""
+    # A copy, because kernels may know the present tensors by their address.
+    tensor.hold(copy_packed(tensor.packed, lambda inner: inner.clone().share_memory_()))
+    return tensor
+
+
+@_serves(FUNCTIONS, Tensor.is_shared)
+def is_shared(tensor: SparseTensor) -> bool:
+    """Whether the packed tensors are in shared memory."""
+    return all(inner.is_shared() for inner in tensor.packed.tensors.values())
+
+
 @_serves(OPERATORS, aten.mm.default, aten.matmul.default)
 def _aten_mm(func: Any, x: Any, weight: Any) -> Tensor:
     return _product(x, weight, None, str(func))

@@ -92,7 +92,9 @@ def _packed_row(name: str, packed: PackedWeight, tokens: int) -> DispatchRow:
     said = kernels.why_not(packed, tokens)
     refused = tuple(f"{kernel}: {'; '.join(reasons)}" for kernel, reasons in said.items() if reasons)
     chosen = kernels.which(packed, tokens) if any(not reasons for reasons in said.values()) else "none"
-    return DispatchRow(name, packed.shape, "packed", str(packed.pattern), packed.layout, chosen, refused)
+    # The layout `masked` multiplies its zeros: it must count as what it is.
+    state = "masked" if packed.layout == "masked" else "packed"
+    return DispatchRow(name, packed.shape, state, str(packed.pattern), packed.layout, chosen, refused)
 
 
 def dense_layers(model: nn.Module) -> int:
