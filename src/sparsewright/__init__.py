@@ -1,1 +1,100 @@
 """Make PyTorch models sparse so that they really get smaller and faster, and prove it."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .bundle import inspect, load, save, verify
+from .core import (
+    BudgetError,
+    BundleError,
+    DataError,
+    FileError,
+    KernelError,
+    LayerPlan,
+    LayoutError,
+    MissingPackageError,
+    ModelError,
+    NumericError,
+    PatternError,
+    Plan,
+    PlanError,
+    ProfileError,
+    RecipeError,
+    SparsewrightError,
+    parse_pattern,
+)
+from .hardware import doctor, measure, pack_, profile
+from .kernels import linear, why_not
+from .layouts import PackedWeight, pack
+from .models import Data, load_model, sparsify_
+from .nn import SparseTensor, dispatch_report, masks
+from .search import Budget, SearchResult, search
+from .solvers import solve_mask
+from .training import recover
+
+if TYPE_CHECKING:
+    from .pipeline import load_recipe as load_recipe
+    from .pipeline.run import run as run
+
+try:
+    __version__ = version("sparsewright")
+except PackageNotFoundError:
+    # Run from a source tree that was never installed.
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "BundleError",
+    "Data",
+    "DataError",
+    "FileError",
+    "KernelError",
+    "LayerPlan",
+    "LayoutError",
+    "MissingPackageError",
+    "ModelError",
+    "NumericError",
+    "PackedWeight",
+    "PatternError",
+    "Plan",
+    "PlanError",
+    "ProfileError",
+    "RecipeError",
+    "SearchResult",
+    "SparseTensor",
+    "SparsewrightError",
+    "__version__",
+    "dispatch_report",
+    "doctor",
+    "inspect",
+    "linear",
+    "load",
+    "load_model",
+    "load_recipe",
+    "masks",
+    "measure",
+    "pack",
+    "pack_",
+    "parse_pattern",
+    "profile",
+    "recover",
+    "run",
+    "save",
+    "search",
+    "solve_mask",
+    "sparsify_",
+    "verify",
+    "why_not",
+]
+
+# The pipeline brings pydantic, YAML and the report with it; a loader of bundles needs none of them.
+_LAZY = frozenset({"load_recipe", "run"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from . import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
