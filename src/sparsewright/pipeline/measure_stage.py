@@ -18,13 +18,23 @@ WITHIN = 0.10
 
 
 def measure_stage(
-    session: Session, kept: dict[str, Any], tables: dict[str, CostTable], settled: Settled
+    session: Session, kept: dict[str, Any], checked: dict[str, Any], tables: dict[str, CostTable], settled: Settled
 ) -> dict[str, Any]:
-    """Latency, throughput, bytes, load time, memory, energy and test quality of every candidate."""
+    """Latency, throughput, bytes, load time, memory, energy and test quality of every candidate.
+
+    Where the bundle cannot build the model by itself, load time and memory of our file are those of the verify stage,
+    whose fresh process took the structure from the recipe's source.
+    """
     section = session.recipe.measure
     depends = {"sha256": kept["sha256"], "measure": section.model_dump(), "weights": session.weights_digest}
     table = tables[session.recipe.target[0]]
-    return session.folder.stage("measure", depends, lambda: _measured(session, table, settled))
+    measured = session.folder.stage("measure", depends, lambda: _measured(session, table, settled))
+    for row in measured["table"]:
+        if row["name"] == OURS and row["load_s"] is None:
+            fresh = checked["fresh"]
+            row |= {key: fresh[key] for key in ("load_s", "peak_rss_bytes")}
+            row |= {"cold_start_s": fresh["import_s"] + fresh["cold_start_s"], "reason": ""}
+    return measured
 
 
 def _measured(session: Session, table: CostTable, settled: Settled) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _stages(session: Session) -> RunResult:
     kept = save_stage(session, settled)
     checked = verify_stage(session, kept)
     tested = test_stage(session, kept["sha256"])
-    measured = measure_stage(session, kept, tables, settled)
+    measured = measure_stage(session, kept, checked, tables, settled)
     where.report("report", "started", 0.0)
     results = assemble(session, search, settled, tables, kept, checked, tested, measured)
     write_json(where.path / "results.json", results)
