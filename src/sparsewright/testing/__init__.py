@@ -10,16 +10,22 @@ class TestMySolver(MaskSolverContract):
 ```
 """
 
+from .adapters import AdapterContract
+from .adapters import AdapterContract
 from .examples import PATTERN_TEXTS, kept_exactly, masks_of, sample_stats
 from .layout import LayoutContract
 from .mask_solver import MaskSolverContract
 from .sparsifier import SparsifierContract
+from .targets import TargetContract
 
 __all__ = [
     "PATTERN_TEXTS",
+    "AdapterContract",
+    "AdapterContract",
     "LayoutContract",
     "MaskSolverContract",
     "SparsifierContract",
+    "TargetContract",
     "kept_exactly",
     "masks_of",
     "sample_stats",

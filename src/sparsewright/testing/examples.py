@@ -116,7 +116,8 @@ def sample_stats(in_: int, tokens: int = 200, dead: int = 0, seed: int = 0) -> L
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(in_, in_, generator=generator, dtype=torch.float64) / math.sqrt(in_)
     inputs = torch.randn(tokens, in_, generator=generator, dtype=torch.float64) @ (mixing + torch.eye(in_))
-    inputs *= torch.linspace(0.2, 3.0, in_, dtype=torch.float64)
+    # Shuffled, so that neighbours under one choice differ as much as any two inputs.
+    inputs *= torch.linspace(0.2, 3.0, in_, dtype=torch.float64)[torch.randperm(in_, generator=generator)]
     if dead:
         inputs[:, :: max(1, in_ // dead)] = 0
     return LayerStats(tokens, inputs.mean(0), inputs.square().sum(0), inputs.T @ inputs)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from ..core import Dense, ProfileError, SparsewrightError, parse_pattern
+from ..core import Dense, SparsewrightError, parse_pattern
 from ..hardware import AbstractTarget
 
-SHAPE = (64, 96)
+SHAPE = (64, 64)
 TOKENS = 8
 
 
@@ -47,6 +47,6 @@ class TargetContract:
 
     def test_a_pattern_that_does_not_fit_the_shape_is_refused(self, target: AbstractTarget) -> None:
         pattern = parse_pattern("2:4")
-        assert target.can_run(pattern, (64, 98))
-        with pytest.raises((ProfileError, SparsewrightError)):
-            target.layer_cost((64, 98), pattern, TOKENS)
+        assert target.can_run(pattern, (64, 66))
+        with pytest.raises(SparsewrightError):
+            target.layer_cost((64, 66), pattern, TOKENS)
