@@ -1,4 +1,4 @@
-"""The page "add an adapter" does what it says: its file and its test run as they stand, and its entry point is found."""
+"""The page "add an adapter" does what it says: file and test run as they stand, and its entry point is found."""
 
 import os
 import re

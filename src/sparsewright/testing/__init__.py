@@ -11,7 +11,6 @@ class TestMySolver(MaskSolverContract):
 """
 
 from .adapters import AdapterContract
-from .adapters import AdapterContract
 from .examples import PATTERN_TEXTS, kept_exactly, masks_of, sample_stats
 from .layout import LayoutContract
 from .mask_solver import MaskSolverContract
@@ -20,7 +19,6 @@ from .targets import TargetContract
 
 __all__ = [
     "PATTERN_TEXTS",
-    "AdapterContract",
     "AdapterContract",
     "LayoutContract",
     "MaskSolverContract",
