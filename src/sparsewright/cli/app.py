@@ -31,9 +31,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from .. import __version__
 
-        typer.echo(f"sparsewright {version('sparsewright')}")
+        typer.echo(f"sparsewright {__version__}")
         raise typer.Exit
 
 

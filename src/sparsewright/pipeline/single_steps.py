@@ -1,5 +1,6 @@
-"""Single steps of the pipeline, for a recipe or for a bare model: what the verbs `search`, `sparsify`, `train`, `pack` and
-`bench` call. Files between steps are plain safetensors state dicts with masks beside the weights.
+"""Single steps of the pipeline, for a recipe or a bare model: what `search`, `sparsify`, `train`, `pack`, `bench` call.
+
+Files between steps are plain safetensors state dicts with masks beside the weights, and the plan beside them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..bundle import inspect, load, save
-from ..core import DataError, FileError, ModelError, Plan
+from ..core import DataError, FileError, ModelError, Plan, write_text
 from ..hardware import Measurement, PackedLayer, Profile, measure, pack_
 from ..hardware.random_batch import random_batch
 from ..models import SparsifyResult, load_model, sparsify_
@@ -43,6 +44,11 @@ def read_plan(plan: PlanText) -> str | Plan:
         return Plan.from_json(Path(plan).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"The plan {plan} cannot be read: {error}. Check the path.") from error
+
+
+def plan_beside(weights: str | Path) -> Path:
+    """Where the plan of a file of weights is kept."""
+    return Path(weights).with_suffix(".plan.json")
 
 
 def search_recipe(recipe_path: str | Path, budget: Budget | None = None, target: str | None = None) -> SearchResult:
@@ -88,7 +94,7 @@ def sparsify_to(
     Args:
         subject: recipe file, or model source (then only methods without data can be used).
         plan: plan file, or a pattern for every layer.
-        out: goal, safetensors.
+        out: goal, safetensors; the plan is written beside it as `.plan.json`.
         method: default the recipe's; `magnitude` for a bare model.
         progress: `(done, total, layer)`.
     """
@@ -110,6 +116,7 @@ def sparsify_to(
         model = load_model(subject).model
         done = sparsify_(model, chosen, method=method or "magnitude", progress=progress)
     save_weights(model, Path(out))
+    write_text(plan_beside(out), done.plan.to_json() + "\n")
     return done
 
 
@@ -134,6 +141,7 @@ def train_to(
     session = session_of(recipe_path)
     section = session.recipe.recover
     own = steps is None and minutes is None
+    options: dict[str, Any] = {} if section.lr is None else {"lr": section.lr}
     model = session.copy_of_dense()
     _read_weights(model, weights)
     checkpoint = Path(out).with_suffix(".checkpoint")
@@ -148,9 +156,11 @@ def train_to(
         seed=session.recipe.seed,
         checkpoint=checkpoint,
         progress=progress,
-        **({} if section.lr is None else {"lr": section.lr}),
+        **options,
     )
     save_weights(model, Path(out))
+    if plan_beside(weights).is_file():
+        write_text(plan_beside(out), plan_beside(weights).read_text(encoding="utf-8"))
     checkpoint.unlink(missing_ok=True)
     return done
 
@@ -172,7 +182,8 @@ def pack_to(
         subject: recipe file or model source: the architecture.
         weights: what `sparsify_to` or `train_to` wrote.
         out: goal.
-        plan: plan file that the weights were made with; without it patterns are read off the masks.
+        plan: plan file that the weights were made with; default the one beside them; without any, patterns are read off
+            the masks.
         target: says what wins.
         force: pack without asking the target.
         dense_dtype: how tensors that are not sparse are stored.
@@ -181,6 +192,8 @@ def pack_to(
     source = load_recipe(subject).model if is_recipe(subject) else subject
     model = load_model(source).model
     _read_weights(model, weights)
+    if plan is None and plan_beside(weights).is_file():
+        plan = plan_beside(weights)
     chosen = read_plan(plan) if plan is not None else None
     if isinstance(chosen, str):
         raise ModelError(f"Packing takes a plan file ending in .json, got {chosen!r}. Leave it out to read the masks.")
