@@ -31,6 +31,7 @@ def end_table_section(results: Results) -> Section | None:
     blocks: list[Block] = [Table(tuple(columns), rows, caption, strong)]
     if any(row.inside_budget is None for row in results.table):
         blocks.append(Text("Where “in budget” reads “not measured”, that row's quality was not evaluated.", "quiet"))
+    blocks += [Text(f"{row.name}: {row.reason}", "quiet") for row in results.table if row.reason]
     return Section("table", "Side by side", tuple(blocks))
 
 

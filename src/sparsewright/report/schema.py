@@ -177,7 +177,7 @@ class Latency(AbstractRecord):
 
 @final
 class TableRow(AbstractRecord):
-    """One row of the end table; `latency_s` and `speedup` by batch size as text."""
+    """One row of the end table; `latency_s` and `speedup` by batch size as text; `reason`: why figures are missing."""
 
     name: str
     quality: float | None = None
@@ -191,6 +191,7 @@ class TableRow(AbstractRecord):
     cold_start_s: float | None = None
     peak_rss_bytes: float | None = None
     inside_budget: bool | None = None
+    reason: str = ""
 
 
 @final
