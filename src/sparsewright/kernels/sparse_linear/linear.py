@@ -53,10 +53,10 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether gradients, tensor subclasses (fake tensors among them) or autocast are in play."""
+    """Whether gradients, tensor subclasses (fake tensors among them) or shapes without data are in play."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
-    return type(x) not in (Tensor, Parameter)
+    return type(x) not in (Tensor, Parameter) or x.is_meta
 
 
 def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ template <int G, class Value> struct RowLane {
                 for (int t = 0; t < MT; ++t) {
                     const V one = splat<V>(row[t][k]);
 #pragma GCC unroll 16
-                    for (int v = 0; v < vectors; ++v) sum[t][v] += one * weight[v];
+                    for (int v = 0; v < vectors; ++v) sum[t][v] = multiply_add(one, weight[v], sum[t][v]);
                 }
             }
         }

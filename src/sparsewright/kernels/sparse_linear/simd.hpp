@@ -37,6 +37,20 @@ template <class V> inline V splat(float s) {
     }
 }
 
+// a * b + c. Said outright where the processor can, because compilers split some sums into a product and an addition,
+// and results must not depend on which loop a tile went through.
+template <class V> inline V multiply_add(V a, V b, V c) {
+#if defined(__FMA__)
+    if constexpr (sizeof(V) == 32) {
+        return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    } else {
+        return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+    }
+#else
+    return a * b + c;
+#endif
+}
+
 struct Half {
     std::uint16_t bits;
 };

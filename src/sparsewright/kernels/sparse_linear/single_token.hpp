@@ -1,5 +1,5 @@
-// One token: reading the weights is the cost, so they are streamed once, in the order in which they lie (block, row
-// group, column). Sums stay whole vectors between blocks and are folded once per row group.
+// One token: reading the weights is the cost, so they are streamed once, row group by row group. Sums stay whole
+// vectors and are folded once per row group.
 #pragma once
 
 #include "problem.hpp"
@@ -54,65 +54,99 @@ template <int K> inline Wide permute(const float *x, const std::uint8_t *i) {
 }
 #endif
 
-template <int G, class Value> struct SingleToken {
-    static constexpr int vectors = G > lanes ? G / lanes : 1;       // of one kept column
-    static constexpr int columns = G > lanes ? 1 : lanes / G;       // of one vector
-    static constexpr int chains = vectors >= 4 ? 2 : 8 / vectors;   // independent sums
-
-    template <int K> static void block(const LinearProblem &p, std::int64_t b, Range groups_of, float *partial) {
-        const std::int32_t *pointer = p.pointers + b * (p.groups + 1);
-        const float *x = p.x + b * p.block_columns;
-        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * lanes) {
-            const Value *w = static_cast<const Value *>(p.values) + pointer[g] * static_cast<std::int64_t>(G);
-            const std::uint8_t *i = p.index + pointer[g], *end = p.index + pointer[g + 1];
-            Wide sum[chains][vectors] = {};
-            [[maybe_unused]] const float *window = x;
-            const auto some = [&](int c) __attribute__((always_inline)) {
-                Wide one;
+// Four floats as the low lanes of a whole vector.
+inline Wide widen(f4 low) {
 #if defined(__AVX2__)
-                if constexpr (K > 0) {
-                    one = permute<K>(window, i + c * columns);
-                    window += 64 / K;
-                } else
+    return (Wide)_mm256_insertf128_ps(_mm256_setzero_ps(), (__m128)low, 0);
+#else
+    return low;
 #endif
-                    one = gather<G>(x, i + c * columns);
+}
+
+// x of the kept columns of four weights, G of each.
+template <int G> inline f4 gather_four(const float *x, const std::uint8_t *i) {
+    if constexpr (G == 4) {
+        return splat<f4>(x[i[0]]);
+    } else if constexpr (G == 2) {
+        return f4{x[i[0]], x[i[0]], x[i[1]], x[i[1]]};
+    } else {
+        return f4{x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+    }
+}
+
+template <int G, class Value> struct SingleToken {
+    static constexpr int vectors = G > lanes ? G / lanes : 1;  // of one kept column
+    static constexpr int columns = G > lanes ? 1 : lanes / G;  // of one vector
+    // Independent sums. Short rows of single weights are bound by what surrounds them, long ones by latency.
+    static constexpr int chains = G == 1 ? 2 : vectors >= 4 ? 2 : 8 / vectors;
+    // Blocks read side by side for a row group, so that folding sums is paid once: as many as prefetchers follow where
+    // rows are short, one where a row group is long enough to stream alone.
+    static constexpr std::int64_t most_blocks = G <= 2 ? 8 : 1;
+
+    template <int K>
+    static __attribute__((noinline)) void stream(const LinearProblem &p, Range blocks, Range groups_of,
+                                                 float *partial) {
+        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * lanes) {
+            Wide sum[chains][vectors] = {};
+            f4 four = {};
+            float one[2] = {};
+            const float *x = p.x + blocks.begin * p.block_columns;
+            const std::int32_t *pointer = p.pointers + blocks.begin * (p.groups + 1) + g;
+            for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
+                const Value *w = static_cast<const Value *>(p.values) + pointer[0] * static_cast<std::int64_t>(G);
+                const std::uint8_t *i = p.index + pointer[0], *end = p.index + pointer[1];
+                [[maybe_unused]] const float *window = x;
+                const auto some = [&](int c) __attribute__((always_inline)) {
+                    Wide input;
+#if defined(__AVX2__)
+                    if constexpr (K > 0) {
+                        input = permute<K>(window, i + c * columns);
+                        window += 64 / K;
+                    } else
+#endif
+                        input = gather<G>(x, i + c * columns);
 #pragma GCC unroll 16
-                for (int v = 0; v < vectors; ++v)
-                    sum[c][v] += one * load<Wide>(w + (c * vectors + v) * lanes);
-            };
-            constexpr int at_once = K > 0 ? 4 : chains;
-            for (; end - i >= at_once * columns; i += at_once * columns, w += at_once * columns * G)
+                    for (int v = 0; v < vectors; ++v)
+                        sum[c][v] = multiply_add(input, load<Wide>(w + (c * vectors + v) * lanes), sum[c][v]);
+                };
+                for (; end - i >= chains * columns; i += chains * columns, w += chains * columns * G)
 #pragma GCC unroll 16
-                for (int c = 0; c < at_once; ++c) some(c);
-            for (; end - i >= columns; i += columns, w += columns * G) some(0);
-            if (columns > 1 && i != end) {
-                float rest[lanes] = {};
-                for (; i != end; ++i, w += G)
-                    for (int r = 0; r < G; ++r) rest[r] += to_float(w[r]) * x[*i];
-                sum[1][0] += load<Wide>(rest);
+                    for (int c = 0; c < chains; ++c) some(c);
+                for (; end - i >= columns; i += columns, w += columns * G) some(0);
+                if constexpr (columns * G == 8 && G <= 4)
+                    if (end - i >= 4 / G) {
+                        four = multiply_add(gather_four<G>(x, i), load<f4>(w), four);
+                        i += 4 / G;
+                        w += 4;
+                    }
+                if constexpr (G <= 2)
+                    for (; i != end; ++i, w += G)
+                        for (int r = 0; r < G; ++r) one[r] += to_float(w[r]) * x[*i];
+                x += p.block_columns;
+                pointer += p.groups + 1;
             }
+#pragma GCC unroll 16
             for (int c = 1; c < chains; ++c)
                 for (int v = 0; v < vectors; ++v) sum[0][v] += sum[c][v];
+            if constexpr (G <= 4) sum[0][0] += widen(four + f4{one[0], one[1], 0, 0});
             for (int v = 0; v < vectors; ++v)
-                store(partial + v * lanes, b ? load<Wide>(partial + v * lanes) + sum[0][v] : sum[0][v]);
+                store(partial + v * lanes, blocks.begin ? load<Wide>(partial + v * lanes) + sum[0][v] : sum[0][v]);
         }
     }
 
     static void run(const LinearProblem &p, Range groups_of) {
         float *partials = static_cast<float *>(
             sparsewright::scratch((groups_of.end - groups_of.begin) * vectors * lanes * sizeof(float) + 64));
-        for (std::int64_t b = 0; b < p.blocks; ++b) {
+        auto *how = &stream<0>;
 #if defined(__AVX2__)
-            if constexpr (G == 1) {
-                if (p.kept_per_8 == 4) block<4>(p, b, groups_of, partials);
-                else if (p.kept_per_8 == 2) block<2>(p, b, groups_of, partials);
-                else if (p.kept_per_8 == 1) block<1>(p, b, groups_of, partials);
-                else block<0>(p, b, groups_of, partials);
-                continue;
-            }
-#endif
-            block<0>(p, b, groups_of, partials);
+        if constexpr (G == 1) {
+            if (p.kept_per_8 == 4) how = &stream<4>;
+            if (p.kept_per_8 == 2) how = &stream<2>;
+            if (p.kept_per_8 == 1) how = &stream<1>;
         }
+#endif
+        const std::int64_t passes = divide_up(p.blocks, most_blocks);
+        for (std::int64_t pass = 0; pass < passes; ++pass) how(p, share(p.blocks, passes, pass), groups_of, partials);
         const float *partial = partials;
         for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * lanes)
             for (std::int64_t r = 0; r < G && g * G + r < p.out; ++r) {

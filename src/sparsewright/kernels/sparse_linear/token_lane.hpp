@@ -49,7 +49,7 @@ __attribute__((noinline)) void accumulate(const Span *spans, std::int64_t blocks
             for (int r = 0; r < R; ++r) {
                 const Wide weight = splat<Wide>(w[r]);
 #pragma GCC unroll 16
-                for (int v = 0; v < NV; ++v) sum[m][r][v] += weight * column[v];
+                for (int v = 0; v < NV; ++v) sum[m][r][v] = multiply_add(weight, column[v], sum[m][r][v]);
             }
         } else {
             Wide weight[R];
@@ -59,7 +59,7 @@ __attribute__((noinline)) void accumulate(const Span *spans, std::int64_t blocks
             for (int v = 0; v < NV; ++v) {
                 const Wide column = load<Wide>(x + v * lanes);
 #pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) sum[m][r][v] += weight[r] * column;
+                for (int r = 0; r < R; ++r) sum[m][r][v] = multiply_add(weight[r], column, sum[m][r][v]);
             }
         }
     };
