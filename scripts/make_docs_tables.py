@@ -24,7 +24,20 @@ from sparsewright.sparsifiers import sparsifiers
 PAGE = Path(__file__).parents[1] / "docs" / "tables.md"
 
 # One pattern of every form, each on a weight of this shape.
-PATTERNS = ("dense", "2:4", "4:8", "2:4x4", "2:4x16", "1:4x4", "2:4t", "3:6:4", "50%", "10%", "4x1@50%", "4x1@25%")
+PATTERNS = {
+    "dense": "nothing removed",
+    "2:4": "2 of every 4 consecutive weights along `in`",
+    "4:8": "4 of every 8: freer than `2:4`, loses less",
+    "2:4x4": "as `2:4`, 4 consecutive outputs share the choice: faster",
+    "2:4x16": "16 outputs share it: faster still, loses more",
+    "1:4x4": "1 of every 4, shared by 4 outputs",
+    "2:4t": "transposable: 2 of 4 in every row and every column of each 4 x 4 tile",
+    "3:6:4": "n:m:g of STen: 3 of every 6 consecutive outputs per column, each choice used by 4 columns",
+    "50%": "unstructured: any half of the layer",
+    "10%": "unstructured: any tenth of the layer",
+    "4x1@50%": "half of the columns of every 4 rows, anywhere: the fast form without the N:M rule",
+    "4x1@25%": "a quarter of them",
+}
 SHAPE = (768, 768)
 
 REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (
@@ -75,7 +88,7 @@ def pattern_row(text: str) -> tuple[str, ...]:
     pattern: AbstractPattern = parse_pattern(text)
     dense = parse_pattern("dense")
     shares = [pattern.theoretical_bytes(SHAPE, bits) / dense.theoretical_bytes(SHAPE, 32) for bits in (32, 16)]
-    meaning = " ".join((inspect.getdoc(type(pattern)) or "").split("\n\n")[0].split())
+    meaning = PATTERNS[text]
     bits = f"{pattern.index_bits(SHAPE[1]):.3g}"
     return (f"`{text}`", meaning, f"{pattern.density:.0%}", bits, *(f"{share:.1%}" for share in shares))
 

@@ -56,7 +56,17 @@ def test_a_plan_that_only_exists_on_paper_is_called_predicted() -> None:
 def test_a_gain_of_quality_is_not_called_a_loss() -> None:
     results = full()
     results["quality"]["test"] |= {"drop": -0.004, "interval": [-0.009, 0.001]}
-    assert "gains 0.40 points" in first_line(results)
+    assert "gains 0.40 points of MRR on the test split (95 % interval −0.10 to 0.90)" in first_line(results)
+
+
+def test_a_plan_that_is_slower_at_one_batch_is_advised_for_the_others_only() -> None:
+    results = full()
+    for row in results["table"]:
+        row["inside_budget"] = row["name"] in ("torch fp32", "ours")
+        if row["name"] == "ours":
+            row["speedup"]["1"] = 0.9
+    assert "does not gain everywhere" in first_line(results)
+    assert "only where batches other than 1 are served" in summary(results)
 
 
 def test_nothing_measured_is_said_in_the_first_line() -> None:

@@ -50,6 +50,8 @@ def front_chart(front: list[FrontPoint], dense_quality: float | None, allowed_dr
         legend.append(Key("quiet", "hollow", "quality predicted only"))
     if any(row["chosen"] for row in rows):
         legend.append(Key("accent", "ring", "chosen"))
+    if any(row["measured"] is not None and row["measured"] != row["time"] for row in rows):
+        legend.append(Key("ink", "tick", "its measured time"))
     if floor is not None:
         legend.append(Key("bad", "dash", "least quality allowed"))
     return _drawn(lambda width: _front_spec(rows, floor, width), description, tuple(legend), note)
@@ -77,7 +79,8 @@ def interval_chart(marks: list[tuple[str, float, Interval | None]], allowed_drop
 def _front_rows(front: list[FrontPoint], dense_quality: float | None) -> list[dict[str, Any]]:
     rows = []
     for point in front:
-        time = point.measured_s if point.measured_s is not None else point.predicted_s
+        # Plans are compared on one footing, the predicted time; what was measured is drawn beside it.
+        time = point.predicted_s if point.predicted_s is not None else point.measured_s
         drop = point.drop if point.drop is not None else point.predicted_drop
         quality = point.quality
         if quality is None and drop is not None and dense_quality is not None:
@@ -86,7 +89,9 @@ def _front_rows(front: list[FrontPoint], dense_quality: float | None) -> list[di
             continue
         evaluated = point.quality is not None or point.drop is not None
         kind = point.kind if point.kind in _KINDS else "search"
-        how = "measured" if point.measured_s is not None else "predicted"
+        how = "predicted" if point.predicted_s is not None else "measured"
+        if point.measured_s is not None and point.predicted_s is not None:
+            how += f" ({seconds(point.measured_s)} measured)"
         speed = times(point.predicted_speedup) if point.predicted_speedup is not None else NOT_MEASURED
         text = (
             f"{point.label}: {points(quality)} points{'' if evaluated else ' predicted'}, {seconds(time)} {how}, "
@@ -95,6 +100,7 @@ def _front_rows(front: list[FrontPoint], dense_quality: float | None) -> list[di
         rows.append(
             {
                 "time": 1e3 * time,
+                "measured": None if point.measured_s is None else 1e3 * point.measured_s,
                 "quality": 100 * quality,
                 "kind": kind,
                 "evaluated": evaluated,
@@ -126,7 +132,7 @@ def _front_spec(rows: list[dict[str, Any]], floor: float | None, width: int) -> 
     kinds = list(_KINDS)
     colours = alt.Scale(domain=kinds, range=[_INK[_KINDS[kind][0]] for kind in kinds])
     shapes = alt.Scale(domain=kinds, range=[_KINDS[kind][1] for kind in kinds])
-    x = alt.X("time:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=18))
+    x = alt.X("time:Q", title="predicted latency, ms", scale=alt.Scale(zero=False, padding=18))
     y = alt.Y("quality:Q", title="quality, points", scale=alt.Scale(zero=False, padding=18))
     data = alt.Data(values=rows)
     base = alt.Chart(data)
@@ -149,6 +155,10 @@ def _front_spec(rows: list[dict[str, Any]], floor: float | None, width: int) -> 
             description="text:N",
         )
     )
+    timed = alt.Chart(alt.Data(values=[row for row in rows if row["measured"] is not None]))
+    reach = timed.mark_rule(color=_INK["ink"], strokeWidth=1.2).encode(x="time:Q", x2="measured:Q", y="quality:Q")
+    end = timed.mark_tick(color=_INK["ink"], thickness=3, size=13, orient="vertical", opacity=1)
+    layers += [reach, end.encode(x="measured:Q", y="quality:Q")]
     chosen = alt.Chart(alt.Data(values=[row for row in rows if row["chosen"]]))
     ring = chosen.mark_point(filled=False, size=240, strokeWidth=2.5, color=_INK["accent"], shape="circle")
     layers.append(ring.encode(x="time:Q", y="quality:Q", description="text:N"))

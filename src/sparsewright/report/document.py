@@ -75,7 +75,7 @@ class Key:
     """One entry of a chart's legend: a colour of the page, the form of its mark, what it means."""
 
     colour: str
-    form: Literal["circle", "square", "triangle", "hollow", "ring", "dash"]
+    form: Literal["circle", "square", "triangle", "hollow", "ring", "tick", "dash"]
     label: str
 
 

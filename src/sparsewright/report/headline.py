@@ -45,12 +45,16 @@ class Headline:
         rest = [self._own_sentence(), self._budget_sentence(), self._prediction_sentence()]
         return tuple(sentence for sentence in [*rivals, *rest] if sentence)
 
+    def slower_batches(self) -> list[str]:
+        """Batch sizes at which ours is not faster than torch fp32."""
+        return [batch for batch in self.batches if _speed(self.ours, batch) <= 1.0]
+
     def tone(self) -> Tone:
         """Bad where a rival wins, the budget is missed or nothing got faster; good otherwise; none if unmeasured."""
         if self.ours is None or not self.batches:
             return ""
-        slow = any(_speed(self.ours, batch) <= 1.0 for batch in self.batches)
-        return "bad" if self.faster_rivals() or self.ours.inside_budget is False or slow else "good"
+        bad = self.faster_rivals() or self.ours.inside_budget is False or self.slower_batches()
+        return "bad" if bad else "good"
 
     def facts(self) -> tuple[Fact, ...]:
         """Up to six figures."""
@@ -62,11 +66,11 @@ class Headline:
             speed = _speed(self.ours, batch)
             found.append(Fact(times(speed), f"speed at batch {batch}", detail, "bad" if speed <= 1 else ""))
         if self.split and self.split.drop is not None:
-            spread = self.split.interval
-            detail = f"95 % interval {points(spread[0])} to {points(spread[1])}" if spread else ""
             outside = self.ours is not None and self.ours.inside_budget is False
-            label = f"points of {self.results.data.metric} lost"
-            found.append(Fact(points(self.split.drop), label, detail, "bad" if outside else ""))
+            gained = _is_gain(self.split.drop)
+            label = f"points of {self.results.data.metric} {'gained' if gained else 'lost'}"
+            value = points(abs(self.split.drop))
+            found.append(Fact(value, label, _spread(self.split), "bad" if outside else ""))
         sizes = self.results.bytes
         if sizes.ours is not None and sizes.dense_fp32:
             label = f"of the dense file, {size(sizes.ours)}"
@@ -104,8 +108,7 @@ class Headline:
         )
         parts = [f"Our plan for {model} {verb} {speeds} (torch fp32 = 1)"]
         if self.split and self.split.drop is not None:
-            interval = self.split.interval
-            spread = f" (95 % interval {points(interval[0])} to {points(interval[1])})" if interval else ""
+            spread = f" ({_spread(self.split)})" if self.split.interval else ""
             parts.append(
                 f"{_lost(self.split.drop)} of {self.results.data.metric} on the {self.split_name} split{spread}"
             )
@@ -172,5 +175,19 @@ def _speed(row: TableRow | None, batch: str) -> float:
     return value if value is not None else 0.0
 
 
+def _is_gain(drop: float) -> bool:
+    return round(drop, 4) < 0
+
+
 def _lost(drop: float) -> str:
-    return f"loses {points(drop)} points" if round(drop, 4) >= 0 else f"gains {points(-drop)} points"
+    return f"gains {points(-drop)} points" if _is_gain(drop) else f"loses {points(drop)} points"
+
+
+def _spread(split: SplitQuality) -> str:
+    """The interval in the direction of the figure beside it: of the loss, or of the gain."""
+    if split.interval is None or split.drop is None:
+        return ""
+    low, high = split.interval
+    if _is_gain(split.drop):
+        low, high = -high, -low
+    return f"95 % interval {points(low)} to {points(high)}"

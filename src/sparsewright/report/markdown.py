@@ -89,6 +89,9 @@ def _next_step(headline: Headline) -> str:
     rivals = headline.faster_rivals()
     if rivals:
         return f"Prefer {rivals[0][0].name} unless the smaller file or another batch size decides otherwise."
+    slower = headline.slower_batches()
+    if slower and len(slower) < len(headline.batches):
+        return f"Use it only where batches other than {', '.join(slower)} are served; there it is no faster than dense."
     if headline.tone() == "bad":
         return "Do not deploy this plan. Allow a longer recovery or a smaller speed-up, then run the recipe again."
     return "Try the bundle on a share of the real load, with `sparsewright verify` before and the dense model at hand."
