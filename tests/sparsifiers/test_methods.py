@@ -28,6 +28,23 @@ def test_data_lower_the_error_and_correction_lowers_it_further(pattern: str) -> 
     assert wanda < magnitude
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_alternating_never_leaves_more_error_than_its_start(pattern: str) -> None:
+    weight, stats = _weight(48, 128), sample_stats(128, tokens=1000)
+    assert _error("alps", weight, stats, pattern) <= 1.001 * _error("sparsegpt", weight, stats, pattern)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+def test_alternating_does_not_depend_on_the_size_of_weights_and_inputs(factor: float) -> None:
+    weight, stats = _weight(16, 64), sample_stats(64)
+    assert stats.gram is not None
+    larger = LayerStats(stats.tokens, stats.mean, stats.square_sum * factor, stats.gram * factor)
+    alps = sparsifiers.get("alps")
+    expected = alps.sparsify(weight, stats, "2:4").mask
+    mask = alps.sparsify(weight * factor, larger, "2:4").mask
+    assert float((mask == expected).float().mean()) > 0.99
+
+
 def test_magnitude_keeps_the_largest_weights_as_they_are() -> None:
     weight = torch.tensor([[1.0, -3.0, 2.0, 0.5]])
     result = sparsifiers.get("magnitude").sparsify(weight, None, "2:4")

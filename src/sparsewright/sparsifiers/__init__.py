@@ -1,6 +1,6 @@
 """Floor 3: one file per method that removes weights; importing this package registers them all."""
 
-from . import magnitude, sparsegpt, wanda
+from . import alps, magnitude, sparsegpt, wanda
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
 from .gram import reconstruction_error
 from .reconstruct import reconstruct
@@ -9,6 +9,7 @@ __all__ = [
     "AbstractSparsifier",
     "Needs",
     "Sparsified",
+    "alps",
     "magnitude",
     "reconstruct",
     "reconstruction_error",
