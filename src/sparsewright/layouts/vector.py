@@ -9,7 +9,7 @@ these that divides the pattern's group). Tensors:
 - `pointers` `(blocks, groups + 1)` int32: offsets into `values` and `index`.
 
 N:M groups that keep fewer than n are filled up with zeros, so every N:M weight is regular; blocks of several columns
-are kept whole. The file form is `vector_storage`. Layout and block sizes were measured: see docs/kernels.
+are kept whole. The file form is `vector_storage`.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,16 @@ from .vector_storage import columns_from_index, expected_bytes, index_from_colum
 
 GROUPS = (16, 8, 4, 2, 1)
 
-# Columns of a block that keep a panel of x in a 32 KB first-level cache beside the weights: 24 tokens of 256 columns
-# where 4 rows share a choice, 64 tokens of 96 columns where none do.
-_BLOCK_COLUMNS = {1: 96, 2: 128, 4: 256, 8: 256, 16: 256}
+# Columns of a block for a row group, from this density on. Blocks keep a panel of x in a 32 KB first-level cache beside
+# the weights (24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none do); where little is kept,
+# fewer and longer blocks win, since every block loads and stores its sums. Measured with benchmarks/bench_linear.py.
+_BLOCK_COLUMNS: dict[int, tuple[tuple[float, int], ...]] = {
+    1: ((0.35, 96), (0.15, 128), (0.0, 256)),
+    2: ((0.35, 128), (0.0, 256)),
+    4: ((0.0, 256),),
+    8: ((0.0, 256),),
+    16: ((0.0, 256),),
+}
 _MOST_KEPT = 2**31 - 1
 
 
@@ -36,9 +43,10 @@ def row_group(pattern: AbstractPattern) -> int:
     return next(group for group in GROUPS if pattern.group % group == 0)
 
 
-def block_count(in_: int, group: int) -> int:
-    """Into how many blocks the input columns are cut for row groups of `group`."""
-    return -(-in_ // _BLOCK_COLUMNS[group])
+def block_count(in_: int, group: int, density: float) -> int:
+    """Into how many blocks the input columns are cut for row groups of `group` and a pattern of this density."""
+    columns = next(columns for least, columns in _BLOCK_COLUMNS[group] if density >= least)
+    return -(-in_ // columns)
 
 
 def block_columns(in_: int, blocks: int) -> int:
@@ -81,10 +89,10 @@ def _shared_mask(mask: Tensor, pattern: AbstractPattern, group: int) -> Tensor:
     return shared
 
 
-def _operand(shared: Tensor, in_: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+def _operand(shared: Tensor, in_: int, group: int, density: float) -> tuple[Tensor, Tensor, Tensor]:
     """Index, pointers and the place `row group * in + column` (int64) of every kept column, in operand order."""
     groups = shared.shape[0]
-    blocks = block_count(in_, group)
+    blocks = block_count(in_, group, density)
     columns = block_columns(in_, blocks)
     padded = torch.nn.functional.pad(shared, (0, blocks * columns - in_))
     blocked = padded.view(groups, blocks, columns).transpose(0, 1).contiguous()
@@ -122,7 +130,7 @@ class Vector(AbstractLayout):
         group = row_group(pattern)
         shared = _shared_mask(mask, pattern, pattern.group)
         shared = shared.repeat_interleave(pattern.group // group, dim=0)[: -(-out // group)]
-        index, pointers, places = _operand(shared, in_, group)
+        index, pointers, places = _operand(shared, in_, group, pattern.density)
         kept = torch.where(mask, weight, 0).to(value_dtype)
         kept = torch.nn.functional.pad(kept, (0, 0, 0, -out % group))
         tensors = {"values": _gather(kept, places, group), "index": index, "pointers": pointers}
@@ -174,7 +182,7 @@ class Vector(AbstractLayout):
         whole = values[: (kept - last) * group].view(-1, group)
         rest = values[(kept - last) * group :].view(last, short)
         by_rows = torch.cat([whole, torch.nn.functional.pad(rest, (0, group - short))])
-        index, pointers, places = _operand(shared, in_, group)
+        index, pointers, places = _operand(shared, in_, group, pattern.density)
         ranks = shared.view(-1).cumsum(0) - 1
         operand = {"values": by_rows[ranks[places]], "index": index, "pointers": pointers}
         return PackedWeight("vector", pattern, shape, value_dtype, operand)
