@@ -76,7 +76,6 @@ def search_recipe(recipe_path: str | Path, budget: Budget | None = None, target:
         include=recipe.sparsify.include or None,
         exclude=recipe.sparsify.exclude or None,
         threads=section.threads,
-        minutes=recipe.search.minutes,
         seed=recipe.seed,
     )
 
