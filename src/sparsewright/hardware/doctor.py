@@ -153,13 +153,14 @@ def doctor(
         ModelError: the model cannot be loaded or does not tell its input.
     """
     parsed = [parse_pattern(pattern) for pattern in patterns]
+    # First, so that a mistyped name is told before anything is measured.
+    loaded = load_model(model).model if isinstance(model, str) else model
     target = ThisTarget(threads=threads)
-    share = 0.25 if model is not None else 0.9
+    share = 0.25 if loaded is not None else 0.9
     target.prepare([_SHAPE], parsed, TOKENS, minutes=minutes * share)
     accelerations = tuple(_acceleration(target, pattern) for pattern in parsed)
     found = None
-    if model is not None:
-        loaded = load_model(model).model if isinstance(model, str) else model
+    if loaded is not None:
         inputs = {"given": batch} if batch is not None else {}
         if not inputs:
             inputs = {f"batch {items}": random_batch(loaded, items, length) for items in batches}
