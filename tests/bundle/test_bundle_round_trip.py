@@ -13,6 +13,7 @@ from torch import nn
 
 from sparsewright.bundle import BundleReader, inspect, load, save, verify
 from sparsewright.core import BundleError, NumericError, Plan, SparsewrightError
+from sparsewright.hardware import dynamic_int8
 from sparsewright.layouts import pack
 from sparsewright.nn import SparseTensor, as_parameter, masks
 
@@ -233,4 +234,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, make_mo
 def test_quality_that_json_cannot_hold_is_refused(tmp_path: Path, make_model: Make) -> None:
     with pytest.raises(SparsewrightError, match="plain"):
         save(make_model(), tmp_path / "m.safetensors", quality={"value": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_int8_layers_are_refused_by_name(tmp_path: Path) -> None:
+    model = nn.Sequential(dynamic_int8(nn.Linear(64, 64)))
+    with pytest.raises(BundleError, match="no dense int8 layers, but '0'"):
+        save(model, tmp_path / "m.safetensors")
     assert list(tmp_path.iterdir()) == []

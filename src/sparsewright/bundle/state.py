@@ -84,6 +84,11 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
     for name, value in model.state_dict(keep_vars=True).items():
         if is_mask(name):
             continue
+        if "_packed_params" in name:
+            raise BundleError(
+                f"This release stores no dense int8 layers, but {name.partition('._packed_params')[0]!r} is one. "
+                "Plan it with fp16 values, or leave int8 out of the choices."
+            )
         if not isinstance(value, Tensor):
             raise BundleError(
                 f"A bundle stores tensors only, but {name!r} is a {type(value).__name__}. Remove it first."
