@@ -99,7 +99,7 @@ class DocstringRetrieval(AbstractTask):
         if reference is not None:
             known = self._reference_vectors.setdefault(reference, {})
             if split not in known:
-                known[split] = self._encode(reference, split)
+                known[split] = vectors if reference is model else self._encode(reference, split)
             extra["cosine_to_dense"] = float((vectors * known[split]).sum(-1).double().mean())
         return Quality(float(reciprocal.mean()), reciprocal, self._slices(split), extra)
 

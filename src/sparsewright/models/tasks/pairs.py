@@ -10,6 +10,7 @@ import hashlib
 import math
 from pathlib import Path
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,16 +65,20 @@ class SentencePairs(AbstractTask):
         self.length = length
         self.calibration_texts = calibration_texts
         self.recovery_batch = recovery_batch
+        self._reference_vectors: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
     def _score(self, model: nn.Module, split: Split, reference: nn.Module | None) -> Quality:
         pairs = read_pairs(self._path(split))
-        vectors = self._encode(model, [first for first, _, _ in pairs] + [second for _, second, _ in pairs])
+        texts = [first for first, _, _ in pairs] + [second for _, second, _ in pairs]
+        vectors = self._encode(model, texts)
         cosine = (vectors[: len(pairs)] * vectors[len(pairs) :]).sum(-1).double().numpy()
         items = standard_ranks(cosine) * standard_ranks(np.array([score for _, _, score in pairs]))
         extra: dict[str, float] = {}
         if reference is not None:
-            dense = self._encode(reference, [first for first, _, _ in pairs] + [second for _, second, _ in pairs])
-            extra["cosine_to_dense"] = float((vectors * dense).sum(-1).double().mean())
+            known = self._reference_vectors.setdefault(reference, {})
+            if split not in known:
+                known[split] = vectors if reference is model else self._encode(reference, texts)
+            extra["cosine_to_dense"] = float((vectors * known[split]).sum(-1).double().mean())
         return Quality(float(items.mean()), items, ["all"] * len(pairs), extra)
 
     def _path(self, split: str) -> Path:
