@@ -1,6 +1,7 @@
 """Which kernel runs a call: the first of the dispatch table's preferences that is able. Never dense silently."""
 
 import functools
+import math
 
 from ...core import DispatchEntry, DispatchTable, KernelError
 from ...layouts import PackedWeight
@@ -8,13 +9,18 @@ from .candidates import CANDIDATES, NATIVE, AbstractNative
 
 OP = "sparse_linear"
 
-# Measured with benchmarks/bench_linear.py on AVX2 (Zen 3), one thread. Vectors of rows win small batches, where
-# transposing is not repaid, and groups of 16 as long as a tile of x stays in the first-level cache.
+# Measured on AVX2 (Zen 3), one thread. Vectors of rows win small batches, where transposing is not repaid, and groups of
+# 16 nearly everywhere: not at 8 tokens, which just fill a vector, nor where a tile of x leaves the first-level cache
+# and few weights are kept to hide it.
 _DEFAULT = DispatchTable(
     (
         DispatchEntry(OP, ("single_token",), tokens=(0, 2)),
-        DispatchEntry(OP, ("row_lane", "token_lane"), group=4, tokens=(2, 5)),
-        DispatchEntry(OP, ("row_lane", "token_lane"), group=8, tokens=(2, 13)),
+        DispatchEntry(OP, ("row_lane", "token_lane"), group=4, tokens=(2, 3)),
+        DispatchEntry(OP, ("row_lane", "token_lane"), group=8, tokens=(2, 8)),
+        DispatchEntry(OP, ("token_lane", "row_lane"), group=16, tokens=(8, 9)),
+        DispatchEntry(
+            OP, ("token_lane", "row_lane"), group=16, tokens=(9, math.inf), in_=(1025, math.inf), density=(0, 0.2)
+        ),
         DispatchEntry(OP, ("row_lane", "token_lane"), group=16),
         DispatchEntry(OP, ("token_lane", "row_lane")),
     )
