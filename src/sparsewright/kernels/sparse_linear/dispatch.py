@@ -9,9 +9,9 @@ from .candidates import CANDIDATES, NATIVE, AbstractNative
 
 OP = "sparse_linear"
 
-# Measured on AVX2 (Zen 3), one thread. Vectors of rows win small batches, where transposing is not repaid, and groups of
-# 16 nearly everywhere: not at 8 tokens, which just fill a vector, nor where a tile of x leaves the first-level cache
-# and few weights are kept to hide it.
+# Measured on AVX2 (Zen 3), one thread. Vectors of rows win small batches, where transposing is not repaid, and groups
+# of 16 nearly everywhere: not at 8 tokens, which just fill a vector, nor where a tile of x leaves the first-level
+# cache and few weights are kept to hide it.
 _DEFAULT = DispatchTable(
     (
         DispatchEntry(OP, ("single_token",), tokens=(0, 2)),
