@@ -47,10 +47,12 @@ def bench(
                 "-" if row.throughput_per_s is None else round(row.throughput_per_s, 1),
                 "-" if row.file_bytes is None else row.file_bytes,
                 "-" if row.load_s is None else round(row.load_s, 2),
-                row.reason,
             )
             for row in measurement.rows
         ]
-        head = ("", "p50 ms", "p95 ms", "p99 ms", "speed-up", "per second", "bytes", "load s", "why not")
+        head = ("", "p50 ms", "p95 ms", "p99 ms", "speed-up", "per second", "bytes", "load s")
         print_table(head, rows, f"batch {size}, {threads} thread(s)")
+        for row in measurement.rows:
+            if row.p50_s is None:
+                typer.echo(f"not measured: {row.name}: {row.reason}")
     typer.echo("speed-up: time of torch fp32 / this time, median over paired rounds")

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, final
 
@@ -39,7 +39,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[number], int | float) or row[number] in ("", "-") for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console.print(table, markup=False, highlight=False)
@@ -77,6 +77,10 @@ class StageProgress:
             self._printed[stage] = now
             left = f", {(now - began) * (1 - share) / share:.0f} s left" if 0.02 < share < 1.0 else ""
             print(f"{stage}: {what} ({100 * share:.0f} %{left})", file=sys.stderr, flush=True)
+
+    def bar(self, stage: str, what: str) -> Callable[[float], None] | None:
+        """For short work: takes the share done on a terminal; None elsewhere, where lines would only be noise."""
+        return None if self._bars is None else lambda share: self(stage, what, share)
 
     def steps(self, stage: str) -> Any:
         """The same for callers that report `(done, total, what)`."""

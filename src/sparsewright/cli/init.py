@@ -27,7 +27,7 @@ def init(
     if json:
         print_json({**vars(draft), "path": draft.path})
         return
-    typer.echo(f"{draft.path}: a {draft.family} model, {draft.layers} layers can be sparse, task {draft.task}")
+    typer.echo(f"{draft.path}: family {draft.family}, {draft.layers} layers can be sparse, task {draft.task}")
     for question in draft.open_questions:
         typer.echo(f"still yours to say: {question}")
     typer.echo(f"next: sparsewright run {draft.path} --dry-run")

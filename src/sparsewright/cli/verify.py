@@ -16,7 +16,7 @@ def verify(
     from .. import bundle
 
     with stage_progress(quiet=json) as progress:
-        found = bundle.verify(path, progress=lambda share: progress("verify", path.name, share))
+        found = bundle.verify(path, progress=progress.bar("verify", path.name))
     if json:
         print_json({**vars(found), "ok": found.ok})
     found.require()

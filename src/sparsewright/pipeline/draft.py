@@ -171,7 +171,7 @@ def _recipe(
     todo = [f"# Still yours to say: {question}." for question in questions]
     return "\n".join(
         [
-            f"# A {loaded.family} model with {parameters / 1e6:,.1f} million parameters; {count} layers can be sparse.",
+            f"# {model}: {loaded.family}, {parameters / 1e6:,.1f} million parameters; {count} layers can be sparse.",
             "# Check it with `sparsewright run FILE --dry-run`, then run it with `sparsewright run FILE`.",
             *todo,
             f"model: {model}",
@@ -180,6 +180,7 @@ def _recipe(
             "",
             "budget:",
             "  max_quality_drop: 0.02   # at most so much lost on validation, in the task's unit (0.02 = two points)",
+            "  or_standard_errors: 2    # ... or so many paired standard errors, if that is more",
             "  # speedup: 1.5           # or: at least so much faster than torch fp32, with the least loss",
             "  # size_bytes: 20000000   # and, or: at most so many bytes",
             "",

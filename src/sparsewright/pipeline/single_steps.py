@@ -284,6 +284,8 @@ def _candidates(
             raise ModelError(f"{subject} holds a model that only its own code can build. Pass --model SOURCE.")
         return load(path, model=load_model(source).model).eval(), dense, {"ours": path.stat().st_size}, {}
     loaders = {"ours": ("sparsewright.bundle:load", str(path))}
+    if source is not None:
+        loaders["torch fp32"] = ("sparsewright.models:load_model", source)
     return load(path), dense, {"ours": path.stat().st_size}, loaders
 
 
