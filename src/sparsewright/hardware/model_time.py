@@ -6,7 +6,7 @@ come from the profile, seconds from the model itself: caches and clocks are then
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -159,12 +159,13 @@ def time_model(
 
         def hooked() -> object:
             with inside:
-                return run_model(model, batch)
+                return inside.whole(lambda: run_model(model, batch))
 
         samples = interleave({"model": whole, "hooked": hooked}, threads=threads, rounds=rounds, seconds=seconds)
     finally:
         model.train(training)
-    return ModelTime(samples["model"].median, inside.layers(), threads)
+    total_s = samples["model"].median
+    return ModelTime(total_s, inside.layers(total_s), threads)
 
 
 class _Inside:
@@ -175,6 +176,7 @@ class _Inside:
         self._shapes = shapes
         self._clock = time.thread_time if threads == 1 else time.perf_counter
         self._seconds: dict[str, list[float]] = {name: [] for name in modules}
+        self._totals: list[float] = []
         self._calls: dict[str, int] = dict.fromkeys(modules, 0)
         self._tokens: dict[str, int] = dict.fromkeys(modules, 0)
         self._handles: list[Any] = []
@@ -212,17 +214,34 @@ class _Inside:
 
         self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
-    def layers(self) -> dict[str, LayerTime]:
+    def whole(self, call: Callable[[], object]) -> object:
+        """Run the model inside the hooks and keep how long it took."""
+        started = self._clock()
+        found = call()
+        self._totals.append(max(self._clock() - started, 1e-9))
+        return found
+
+    def layers(self, total_s: float) -> dict[str, LayerTime]:
+        """Each layer's share of its own run, times the seconds of the undisturbed model.
+
+        Shares of one run are comparable whatever the clock did between runs; the hooks' own time goes to the rest, so
+        that a prediction errs on the safe side.
+        """
         silent = [name for name, calls in self._calls.items() if not calls]
         if silent:
             raise ModelError(
                 f"The layer {silent[0]!r} is never called with this batch, so it has no cost. Exclude it, or give a "
                 "batch that reaches it."
             )
+        # The first two runs warm up.
+        first = min(2, len(self._totals) - 1)
+        totals = np.array(self._totals[first:])
         return {
-            # The first two runs warm up.
             name: LayerTime(
-                self._shapes[name], self._tokens[name], self._calls[name], float(np.median(spent[2:] or spent))
+                self._shapes[name],
+                self._tokens[name],
+                self._calls[name],
+                total_s * float(np.median(np.array(spent[first:]) / totals)),
             )
             for name, spent in self._seconds.items()
         }

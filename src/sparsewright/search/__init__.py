@@ -1,9 +1,10 @@
 """Floor 7: plans under budgets. Gets `evaluate` passed in, never trains, never opens the test split."""
 
+from .bisection import fastest_within_drop
 from .budget import Budget
 from .front import dominates, pareto_front
 from .knapsack import Window, choose
-from .search import PlanResult, SearchResult, costs_of, fastest_within_drop, measure_plan, search
+from .search import PlanResult, SearchResult, costs_of, measure_plan, search
 from .sensitivity import Sensitivity, magnitude_errors, measure_sensitivity
 from .space import CPU_PATTERNS, Choice, CostTable, cost_table, make_choices, table_data
 from .sweep import (

@@ -11,14 +11,15 @@ from typing import Any, final
 
 from torch import nn
 
-from ..core import AbstractPattern, BudgetError, ModelError, Plan, SparsewrightError, ValueType
+from ..core import AbstractPattern, BudgetError, ModelError, Plan, ValueType
 from ..hardware import AbstractTarget, ModelTime, ThisTarget, interleave, load_target, pack_, run_model, time_model
 from ..models import LayerRef, batches_of, layers, sparsify_
+from .bisection import fastest_within_drop
 from .budget import Budget
 from .front import pareto_front
 from .sensitivity import Sensitivity, magnitude_errors, measure_sensitivity
 from .space import CPU_PATTERNS, CostTable, cost_table
-from .sweep import Pick, best_at_speedup, describe, greedy_pick, random_picks, sweep, uniform_picks
+from .sweep import Pick, describe, greedy_pick, random_picks, sweep, uniform_picks
 
 Evaluate = Callable[[nn.Module], float]
 Store = Callable[[dict[str, Any]], None]
@@ -343,86 +344,6 @@ def _refine(
     return fastest_within_drop(
         picks, table, sensitivity, judge.drop, budget.max_quality_drop, evaluations, budget.size_bytes
     )
-
-
-def fastest_within_drop(
-    picks: Sequence[Pick],
-    table: CostTable,
-    sensitivity: Sensitivity,
-    true_drop: Callable[[Pick], float],
-    allowed: float,
-    evaluations: int = 6,
-    size_bytes: float | None = None,
-) -> tuple[Pick, Sensitivity]:
-    """Bisect the front, slow to fast, for the fastest plan whose true drop is within the budget.
-
-    After every true evaluation the predicted losses are brought into the user's unit; once a pick inside and one
-    outside are known, new plans are solved for between them.
-
-    Args:
-        picks: from `sweep`, slowest first.
-        table: costs.
-        sensitivity: what the picks' losses were predicted by.
-        true_drop: evaluates a pick (with recovery, where the caller recovers).
-        allowed: largest drop, in the unit of `true_drop`.
-        evaluations: at most so many calls of `true_drop`.
-        size_bytes: bound that new plans must keep too.
-
-    Raises:
-        BudgetError: even the plan of least loss drops more.
-    """
-    raw = sensitivity.losses(table)
-    points: list[tuple[float, float]] = []
-    inside: Pick | None = None
-    outside: Pick | None = None
-    low, high = 0, len(picks) - 1
-    tried: dict[tuple[int, ...], float] = {}
-
-    def try_(pick: Pick) -> bool:
-        tried[pick.choices] = true_drop(pick)
-        points.append((pick.loss, tried[pick.choices]))
-        return tried[pick.choices] <= allowed
-
-    if picks and not any(picks[0].choices):
-        # Dense loses nothing; no evaluation is spent on it.
-        inside, low = picks[0], 1
-    while low <= high and len(tried) < evaluations:
-        middle = _guess(picks, low, high, points, allowed)
-        if try_(picks[middle]):
-            inside, low = picks[middle], middle + 1
-        else:
-            outside, high = picks[middle], middle - 1
-    while inside is not None and outside is not None and len(tried) < evaluations:
-        goal = (inside.speedup * outside.speedup) ** 0.5
-        try:
-            between = best_at_speedup(table, raw, goal, size_bytes)
-        except SparsewrightError:
-            break
-        if between.choices in tried or outside.speedup / inside.speedup < 1.01:
-            break
-        if try_(between):
-            inside = between
-        else:
-            outside = between
-    if inside is None:
-        least = min(tried.values(), default=float("nan"))
-        raise BudgetError(
-            f"No plan tried keeps the quality drop within {allowed:.4g}: the least that was seen is {least:.4g} at "
-            f"{picks[0].speedup:.2f}x. Allow a larger drop, ask for less speed, add recovery, or add milder patterns."
-        )
-    return inside, sensitivity.calibrated(points)
-
-
-def _guess(picks: Sequence[Pick], low: int, high: int, points: Sequence[tuple[float, float]], allowed: float) -> int:
-    """Where to try next: the middle at first, then where the calibrated prediction meets the budget."""
-    if not points:
-        return (low + high) // 2
-    square = sum(loss * loss for loss, _ in points)
-    scale = sum(loss * max(0.0, drop) for loss, drop in points) / square if square > 0 else 0.0
-    wanted = max((n for n in range(low, high + 1) if picks[n].loss * scale <= allowed), default=low)
-    # A prediction that points at an end makes slow progress when it is wrong: stay off the ends by a quarter.
-    margin = (high - low) // 4
-    return min(max(wanted, low + margin), high - margin)
 
 
 def _first_input(batches: Sequence[Any]) -> Any:

@@ -41,9 +41,10 @@ class Choice:
         """For tables: the pattern, and the value type where it is not fp32."""
         return str(self.pattern) + ("" if self.value_dtype == "fp32" else f" {self.value_dtype}")
 
-    def size_bytes(self, shape: Shape) -> float:
-        """Bytes in the file."""
-        return self.pattern.theoretical_bytes(shape, VALUE_BITS[self.value_dtype])
+    def size_bytes(self, shape: Shape, stored: ValueType | None = None) -> float:
+        """Bytes in the file; `stored` where the file holds sparse values in another type than they run with."""
+        kind = self.value_dtype if stored is None or self.is_dense else stored
+        return self.pattern.theoretical_bytes(shape, VALUE_BITS[kind])
 
 
 @final
@@ -132,6 +133,7 @@ def cost_table(
     *,
     rest_bytes: float = 0.0,
     dense_value_dtype: ValueType = "fp32",
+    stored_value_dtype: ValueType | None = None,
     minutes: float | None = 1.5,
 ) -> CostTable:
     """Cost every choice of every layer.
@@ -143,6 +145,7 @@ def cost_table(
         value_dtypes: of sparse values; `int8` adds the dense int8 layer.
         rest_bytes: bytes outside the layers.
         dense_value_dtype: how dense layers are stored in the file (fp16 halves them at no time).
+        stored_value_dtype: how the file stores sparse values; None: as they run.
         minutes: about how long a measuring target may take.
 
     Returns:
@@ -169,6 +172,7 @@ def cost_table(
         why = []
         for choice in wanted:
             said = target.can_run(choice.pattern, shape)
+            smaller = choice.size_bytes(shape, stored_value_dtype) < dense.size_bytes(shape)
             try:
                 found = [
                     time.layer_seconds(target, name, choice.pattern, choice.value_dtype) for time in times.values()
@@ -177,15 +181,13 @@ def cost_table(
                 said = said or [str(error)]
             if said:
                 why.append(f"{choice.text}: {'; '.join(said)}")
-            elif all(s >= d for s, d in zip(found, rows[dense])) and choice.size_bytes(shape) >= dense.size_bytes(
-                shape
-            ):
+            elif all(s >= d for s, d in zip(found, rows[dense])) and not smaller:
                 gain = max(d / s for s, d in zip(found, rows[dense]))
                 why.append(f"{choice.text}: no faster than dense here ({gain:.2f}x) and no smaller")
             else:
                 rows[choice] = found
         kept_choices.append(tuple(rows))
-        sizes.append(tuple(choice.size_bytes(shape) for choice in rows))
+        sizes.append(tuple(choice.size_bytes(shape, stored_value_dtype) for choice in rows))
         for number, label in enumerate(times):
             seconds[label].append(tuple(found[number] for found in rows.values()))
         if why:
