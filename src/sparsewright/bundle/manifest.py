@@ -48,6 +48,7 @@ class PackedLayer:
         parameter_shape: shape of the parameter itself.
         dtype: safetensors name of the dtype that the module sees.
         planes: names of its planes, for instance `values` and `index`.
+        run_dtype: a key of `VALUE_TYPES`: values are widened to it once, at load; empty: they run as stored.
     """
 
     pattern: AbstractPattern
@@ -58,6 +59,7 @@ class PackedLayer:
     parameter_shape: tuple[int, ...]
     dtype: str
     planes: tuple[str, ...]
+    run_dtype: str = ""
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -69,6 +71,8 @@ class PackedLayer:
             "shape": list(self.shape),
             "planes": list(self.planes),
         }
+        if self.run_dtype:
+            data["run_dtype"] = self.run_dtype
         if self.view != "linear":
             data |= {"view": self.view, "parameter_shape": list(self.parameter_shape)}
         return data
@@ -306,13 +310,16 @@ def _level(data: Any) -> Level:
 def _packed_layer(name: str, data: Any) -> PackedLayer:
     row = _mapping(data, name)
     known = {"pattern", "layout", "value_dtype", "dtype", "shape", "planes"}
-    _only(row, known, f"layer {name!r}", frozenset({"view", "parameter_shape"}))
+    _only(row, known, f"layer {name!r}", frozenset({"view", "parameter_shape", "run_dtype"}))
     try:
         pattern = parse_pattern(_text(row["pattern"], name))
     except PatternError as error:
         raise BundleError(f"The layer {name[:80]!r} of the bundle has no valid pattern: {error}") from error
     if row["value_dtype"] not in VALUE_TYPES:
         raise BundleError(f"The layer {name[:80]!r} has the unknown value type {str(row['value_dtype'])[:20]!r}.")
+    run_dtype = row.get("run_dtype", "")
+    if run_dtype not in ("", *VALUE_TYPES):
+        raise BundleError(f"The layer {name[:80]!r} runs with the unknown value type {str(run_dtype)[:20]!r}.")
     if row["dtype"] not in ("F64", "F32", "F16", "BF16"):
         raise BundleError(f"The layer {name[:80]!r} is seen as the unknown dtype {str(row['dtype'])[:20]!r}.")
     rows, columns = _dimensions(row["shape"], name, range(2, 3))
@@ -328,7 +335,15 @@ def _packed_layer(name: str, data: Any) -> PackedLayer:
         raise BundleError(f"The planes of layer {name[:80]!r} are malformed.")
     named = tuple(_matching(plane, _PLANE, f"plane of {name}") for plane in planes)
     return PackedLayer(
-        pattern, _text(row["layout"], name), row["value_dtype"], (rows, columns), view, original, row["dtype"], named
+        pattern,
+        _text(row["layout"], name),
+        row["value_dtype"],
+        (rows, columns),
+        view,
+        original,
+        row["dtype"],
+        named,
+        run_dtype,
     )
 
 

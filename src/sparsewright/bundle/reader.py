@@ -139,7 +139,8 @@ class BundleReader:
         self._check_proportion(level, layer, record)
         try:
             layout = layouts.get(record.layout)
-            return layout.from_storage(planes, record.pattern, record.shape, VALUE_TYPES[record.value_dtype])
+            stored = layout.from_storage(planes, record.pattern, record.shape, VALUE_TYPES[record.value_dtype])
+            return stored.with_values(VALUE_TYPES[record.run_dtype or record.value_dtype])
         except (SparsewrightError, RuntimeError, ValueError, IndexError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise damaged(self.path, f"the planes of layer {layer!r} do not decode ({reason})") from error

@@ -27,6 +27,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     dense_dtype: Literal["fp32", "fp16"] = "fp32",
+    value_dtype: Literal["fp32", "fp16"] | None = None,
     plan: Plan | None = None,
     quality: Any = None,
     cost: Any = None,
@@ -45,6 +46,8 @@ def save(
         path: goal; an earlier file stays as it was until the new one is whole.
         dense_dtype: `fp16` stores float32 parameters that are not sparse as float16 (those that overflow it stay); the
             manifest names each, and `load` gives float32 back.
+        value_dtype: dtype of stored kept values; None: as they are packed. `fp16` halves them, and `load` widens them
+            once to what they were packed as, because float32 operands run faster at many tokens.
         plan: patterns and value types for masked layers; without it patterns are read off the masks.
         quality, cost: plain JSON that `inspect` shows: what evaluation gave, what the profile predicts.
         source: where the model came from, for people (`load` never opens it).
@@ -58,9 +61,11 @@ def save(
     """
     if dense_dtype not in ("fp32", "fp16"):
         raise BundleError(f"Dense tensors are stored as 'fp32' or 'fp16', got {dense_dtype!r}.")
+    if value_dtype not in (None, "fp32", "fp16"):
+        raise BundleError(f"Kept values are stored as 'fp32' or 'fp16', got {value_dtype!r}.")
     state = flatten(model, plan, dense_dtype == "fp16")
     tensors: dict[str, Tensor] = dict(state.plain)
-    records = _add_planes(state, tensors)
+    records = _add_planes(state, tensors, value_dtype)
     for name in tensors:
         if name.startswith(PAD_PREFIX):
             raise BundleError(f"Names that begin with {PAD_PREFIX!r} are taken by the format, got {name!r}. Rename it.")
@@ -86,12 +91,13 @@ def _version() -> str:
         return "unknown"
 
 
-def _add_planes(state: ModelState, tensors: dict[str, Tensor]) -> dict[str, PackedLayer]:
+def _add_planes(state: ModelState, tensors: dict[str, Tensor], value_dtype: str | None) -> dict[str, PackedLayer]:
     """Put the planes of every sparse layer behind the plain tensors and describe them."""
     names = {dtype: name for name, dtype in VALUE_TYPES.items()}
     records = {}
     for layer, sparse in state.layers.items():
-        packed = sparse.packed
+        operand = sparse.packed
+        packed = operand if value_dtype is None else operand.with_values(VALUE_TYPES[value_dtype])
         planes = layouts.get(packed.layout).to_storage(packed)
         for plane, tensor in planes.items():
             tensors[plane_name(layer, _LEVEL, plane)] = tensor
@@ -104,6 +110,7 @@ def _add_planes(state: ModelState, tensors: dict[str, Tensor]) -> dict[str, Pack
             parameter_shape=sparse.parameter_shape,
             dtype=DTYPE_NAMES[sparse.dtype],
             planes=tuple(planes),
+            run_dtype="" if packed is operand else names[operand.value_dtype],
         )
     return records
 

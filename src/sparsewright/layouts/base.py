@@ -65,6 +65,24 @@ class PackedWeight:
         """The dense weight, `(out, in)` in `value_dtype`, zero where nothing is kept."""
         return layouts.get(self.layout).unpack(self)
 
+    def with_values(self, value_dtype: torch.dtype) -> "PackedWeight":
+        """The same places with values of another floating dtype; itself if they have it already.
+
+        Raises:
+            LayoutError: a value is too large for the dtype.
+        """
+        if value_dtype == self.value_dtype:
+            return self
+        cast = {
+            name: tensor.to(value_dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in self.tensors.items()
+        }
+        if any(tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()) for tensor in cast.values()):
+            raise LayoutError(
+                f"A kept value is beyond the range of {value_dtype}. Store this layer with {self.value_dtype} values."
+            )
+        return replace(self, value_dtype=value_dtype, tensors=cast)
+
     def to(self, device: torch.device | str) -> "PackedWeight":
         """The same on another device; itself if it is there already."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}

@@ -49,6 +49,7 @@ def cost_stage(session: Session) -> dict[str, Any]:
             section.value_dtypes,
             rest_bytes=float(dense_bytes * (everything - in_layers)),
             dense_value_dtype=recipe.save.dense,
+            stored_value_dtype=recipe.save.values,
         )
         tables[name] = table_to_data(table)
     return {"times": {label: time_to_data(time) for label, time in here.items()}, "tables": tables}

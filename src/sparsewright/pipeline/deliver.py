@@ -70,6 +70,7 @@ def _write(session: Session, model: nn.Module, path: Path, kind: str, settled: S
         model,
         path,
         dense_dtype=kind,  # type: ignore[arg-type]
+        value_dtype=session.recipe.save.values,
         plan=settled.plan,
         quality=quality,
         source=session.recipe.model,

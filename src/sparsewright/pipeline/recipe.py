@@ -112,7 +112,13 @@ class RecoverSection(_Section):
 
 @final
 class SaveSection(_Section):
-    """How the bundle stores tensors that were not sparsified; `fp16` falls back to fp32 where it breaks the budget."""
+    """How the bundle stores kept values and tensors that were not sparsified.
+
+    Both are fp32 when the model runs; `dense: fp16` falls back to fp32 where it breaks the budget. None: kept values
+    are stored as they run.
+    """
+
+    values: Literal["fp32", "fp16"] | None = "fp16"
 
     dense: Literal["fp32", "fp16"] = "fp16"
 

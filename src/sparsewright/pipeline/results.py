@@ -140,7 +140,8 @@ def _bytes(session: Session, settled: Settled, kept: dict[str, Any], parameters:
     planned = 0.0
     inside = 0
     for name, layer in settled.plan.sparse_layers.items():
-        planned += layer.pattern.theoretical_bytes(shapes[name], VALUE_BITS[layer.value_dtype])
+        stored = session.recipe.save.values or layer.value_dtype
+        planned += layer.pattern.theoretical_bytes(shapes[name], VALUE_BITS[stored])
         inside += shapes[name][0] * shapes[name][1]
     return {
         "dense_fp32": 4 * parameters,
