@@ -318,7 +318,8 @@ def _packed_layer(name: str, data: Any) -> PackedLayer:
     if row["value_dtype"] not in VALUE_TYPES:
         raise BundleError(f"The layer {name[:80]!r} has the unknown value type {str(row['value_dtype'])[:20]!r}.")
     run_dtype = row.get("run_dtype", "")
-    if run_dtype not in ("", *VALUE_TYPES):
+    # Integers would need their scales: only floating values can be widened.
+    if run_dtype not in ("", "fp32", "fp16", "bf16") or (run_dtype and row["value_dtype"] == "int8"):
         raise BundleError(f"The layer {name[:80]!r} runs with the unknown value type {str(run_dtype)[:20]!r}.")
     if row["dtype"] not in ("F64", "F32", "F16", "BF16"):
         raise BundleError(f"The layer {name[:80]!r} is seen as the unknown dtype {str(row['dtype'])[:20]!r}.")

@@ -1,5 +1,6 @@
 """Floor 6: targets and what layers cost on them, measured; packing for a target; measuring whole models."""
 
+from .allocator import keep_freed_memory
 from .cold_start import ColdStart, cold_start
 from .doctor import Acceleration, BestCase, Doctor, ModelDoctor, doctor
 from .energy import PackageCounters, joules_per_call, package_counters
@@ -48,6 +49,7 @@ __all__ = [
     "doctor",
     "dynamic_int8",
     "interleave",
+    "keep_freed_memory",
     "joules_per_call",
     "load_target",
     "measure",

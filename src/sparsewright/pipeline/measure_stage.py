@@ -162,5 +162,6 @@ def _prediction(runs: dict[str, Measurement], table: CostTable, settled: Settled
 
 
 def _energy(runs: dict[str, Measurement]) -> dict[str, Any] | None:
-    rows = {row.name: row.energy_j for row in next(iter(runs.values())).rows if row.energy_j is not None}
+    run = next(iter(runs.values()))
+    rows = {row.name: row.energy_j / run.items for row in run.rows if row.energy_j is not None}
     return {"source": "RAPL, whole package", "joules_per_inference": rows} if rows else None

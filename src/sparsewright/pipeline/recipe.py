@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core import FileError, PatternError, RecipeError, parse_pattern, suggest
-from ..search import Budget
+from ..search import CPU_PATTERNS, Budget
 
-# The densest first: a first guess of what costs least. `sw.search` without a recipe uses the same space.
-DEFAULT_PATTERNS = ("2:4", "4:8", "50%", "2:4x4", "2:4x16", "1:4x4", "4x1@75%", "4x1@50%", "4x1@35%", "4x1@25%")
+# `sw.search` without a recipe uses the same space.
+DEFAULT_PATTERNS = CPU_PATTERNS
 
 
 class _Section(BaseModel):

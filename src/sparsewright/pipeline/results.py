@@ -38,6 +38,7 @@ def assemble(
         "drop": final.drop,
         "stderr": final.stderr,
         "interval": [final.drop - 1.96 * final.stderr, final.drop + 1.96 * final.stderr],
+        "n": len(session.read_items("dense-validation")),
     }
     facts = session.task.describe()
     machine = this_machine()

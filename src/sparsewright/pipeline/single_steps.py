@@ -186,7 +186,7 @@ def pack_to(
         target: says what wins.
         force: pack without asking the target.
         dense_dtype: how tensors that are not sparse are stored.
-        value_dtype: how kept values are stored.
+        value_dtype: how kept values are stored; they run as they were packed.
     """
     source = load_recipe(subject).model if is_recipe(subject) else subject
     model = load_model(source).model
@@ -196,8 +196,8 @@ def pack_to(
     chosen = read_plan(plan) if plan is not None else None
     if isinstance(chosen, str):
         raise ModelError(f"Packing takes a plan file ending in .json, got {chosen!r}. Leave it out to read the masks.")
-    rows = pack_(model, target, plan=chosen, value_dtype=value_dtype, force=force)
-    save(model, out, dense_dtype=dense_dtype, plan=chosen, source=source)
+    rows = pack_(model, target, plan=chosen, force=force)
+    save(model, out, dense_dtype=dense_dtype, value_dtype=value_dtype, plan=chosen, source=source)
     return rows
 
 

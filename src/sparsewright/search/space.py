@@ -20,7 +20,10 @@ from ..hardware import AbstractTarget, ModelTime
 Shape = tuple[int, int]
 
 # Plain patterns lose least, shared ones run fastest: a plan mixes them per layer.
-CPU_PATTERNS = ("2:4", "4:8", "50%", "2:4x4", "1:4x4", "2:4x16", "4x1@75%", "4x1@50%", "4x1@35%", "4x1@25%")
+CPU_PATTERNS = (
+    *("50%", "40%", "30%", "2:4", "4:8", "3:8"),
+    *("2:4x4", "1:4x4", "2:4x16", "4x1@75%", "4x1@50%", "4x1@35%", "4x1@25%"),
+)
 
 
 @final
