@@ -1,6 +1,7 @@
 """Floor 6: targets and what layers cost on them, measured; packing for a target; measuring whole models."""
 
 from .allocator import keep_freed_memory
+from .calibrated_time import calibrated
 from .cold_start import ColdStart, cold_start
 from .doctor import Acceleration, BestCase, Doctor, ModelDoctor, doctor
 from .energy import PackageCounters, joules_per_call, package_counters
@@ -45,6 +46,7 @@ __all__ = [
     "ThisTarget",
     "build_rivals",
     "cache_folder",
+    "calibrated",
     "cold_start",
     "doctor",
     "dynamic_int8",

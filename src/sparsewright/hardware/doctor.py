@@ -15,6 +15,7 @@ from .. import kernels, layouts
 from ..core import AbstractPattern, ProfileError, parse_pattern
 from ..models import layers, load_model
 from ..solvers import solve_mask
+from .calibrated_time import calibrated
 from .fingerprint import Machine, this_machine
 from .model_time import ModelTime, time_model
 from .random_batch import random_batch
@@ -246,6 +247,7 @@ def _examine(
     }
     tokens = sorted({layer.tokens_per_call for time in times.values() for layer in time.layers.values()})
     target.prepare(list(shapes.values()), patterns, tokens, minutes=minutes * 0.6)
+    times = calibrated(times, model, inputs, target, threads=threads, rounds=(5, 15), seconds=seconds / 2)
     cases = []
     winners: set[str] = set()
     for pattern in patterns:

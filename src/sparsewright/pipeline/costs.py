@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..core import LayerPlan, Plan, ProfileError, parse_pattern
-from ..hardware import AbstractTarget, LayerTime, ModelTime, load_target, time_model
+from ..hardware import AbstractTarget, LayerTime, ModelTime, calibrated, load_target, time_model
 from ..search import Choice, CostTable, cost_table
 from .session import Session
 
@@ -38,6 +38,9 @@ def cost_stage(session: Session) -> dict[str, Any]:
     everything = sum(parameter.numel() for parameter in session.dense.parameters())
     dense_bytes = 2 if recipe.save.dense == "fp16" else 4
     here = time_dense(session)
+    if MEASURED in recipe.target:
+        inputs = {str(size): session.task.bench_batch(size, recipe.measure.length) for size in recipe.measure.batches}
+        here = calibrated(here, session.dense, inputs, load_target(MEASURED), threads=recipe.measure.threads)
     tables = {}
     for name in recipe.target:
         target = load_target(name)

@@ -12,7 +12,17 @@ from typing import Any, final
 from torch import nn
 
 from ..core import AbstractPattern, BudgetError, ModelError, Plan, ValueType
-from ..hardware import AbstractTarget, ModelTime, ThisTarget, interleave, load_target, pack_, run_model, time_model
+from ..hardware import (
+    AbstractTarget,
+    ModelTime,
+    ThisTarget,
+    calibrated,
+    interleave,
+    load_target,
+    pack_,
+    run_model,
+    time_model,
+)
 from ..models import LayerRef, batches_of, layers, sparsify_
 from .bisection import fastest_within_drop
 from .budget import Budget
@@ -215,7 +225,9 @@ def costs_of(
     modules = {ref.name: ref.module for ref in refs}
     shapes = {ref.name: ref.shape for ref in refs}
     times = {label: time_model(model, batch, modules, shapes, threads=threads) for label, batch in inputs.items()}
-    if not isinstance(target, ThisTarget):
+    if isinstance(target, ThisTarget):
+        times = calibrated(times, model, inputs, target, threads=threads)
+    else:
         _prepare_dense(target, times)
         times = {label: time.on(target) for label, time in times.items()}
     inside = sum(ref.shape[0] * ref.shape[1] for ref in refs)
