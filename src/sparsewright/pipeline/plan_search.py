@@ -1,9 +1,10 @@
 """Stages: sensitivity, then the search for the fastest plan inside the budget, every true evaluation kept on disk."""
 
+import time
 from dataclasses import dataclass
 from typing import Any, final
 
-from ..core import BudgetError, Plan
+from ..core import BudgetError, Plan, read_json, write_json
 from ..models.tasks import Quality, paired_difference
 from ..search import (
     CostTable,
@@ -21,10 +22,13 @@ from ..search import (
     uniform_picks,
 )
 from .compress import base_of, recovered, sparsified
-from .folder import digest
+from .folder import RunFolder, digest
 from .session import Session
 
 FRONT_POINTS = 12
+# Sparsifiers that have a cheaper form of the same kind, to rank patterns with.
+RANKED_BY = {"sparsegpt": "sparsegpt-plain", "alps": "sparsegpt-plain"}
+CHECKPOINT_EVERY_S = 5.0
 
 
 @final
@@ -91,6 +95,10 @@ def sensitivity_stage(session: Session, table: CostTable) -> Sensitivity:
     """Errors and weights of every (layer, pattern) in the table; each block's figures survive a kill."""
     patterns = list(dict.fromkeys(str(c.pattern) for row in table.choices for c in row if not c.is_dense))
     method = session.recipe.sparsify.method
+    # Only the order of the choices counts here: true evaluations bring the sum into the user's unit.
+    ranking = RANKED_BY.get(method, method)
+    depends = {"patterns": patterns, "layers": list(table.names), "base": base_of(session)}
+    figures = KeptFigures(session.folder, digest(depends), expected=len(table.names) * (len(patterns) + 1))
 
     def work() -> dict[str, Any]:
         found = measure_sensitivity(
@@ -98,8 +106,9 @@ def sensitivity_stage(session: Session, table: CostTable) -> Sensitivity:
             session.task.calibration(),
             session.candidates,
             patterns,
-            sparsifier=method,
+            sparsifier=ranking,
             int8=any(c.is_dense and c.value_dtype == "int8" for row in table.choices for c in row),
+            cache=figures,
         )
         return {
             "errors": [[layer, pattern, error] for (layer, pattern), error in found.errors.items()],
@@ -107,15 +116,41 @@ def sensitivity_stage(session: Session, table: CostTable) -> Sensitivity:
             "int8_errors": dict(found.int8_errors),
         }
 
-    kept = session.folder.stage(
-        "sensitivity", {"patterns": patterns, "layers": list(table.names), "base": base_of(session)}, work
-    )
+    kept = session.folder.stage("sensitivity", depends, work)
     return Sensitivity(
         errors={(layer, pattern): error for layer, pattern, error in kept["errors"]},
         weights=kept["weights"],
         int8_errors=kept["int8_errors"],
-        sparsifier=method,
+        sparsifier=ranking,
     )
+
+
+@final
+class KeptFigures(dict[str, float]):
+    """Figures by name that survive a kill: written to the run folder every few seconds, read back when it resumes.
+
+    Args:
+        folder: the run folder.
+        key: of what the figures depend on; others are forgotten.
+        expected: how many there will be, for the progress.
+    """
+
+    def __init__(self, folder: RunFolder, key: str, expected: int) -> None:
+        super().__init__()
+        self._folder, self._key, self._expected = folder, key, expected
+        self._path = folder.file("sensitivity.partial.json")
+        self._written = time.monotonic()
+        if self._path.exists():
+            kept = read_json(self._path)
+            if kept["key"] == key:
+                self.update(kept["figures"])
+
+    def __setitem__(self, name: str, value: float) -> None:
+        super().__setitem__(name, value)
+        self._folder.report("sensitivity", name.split("|")[2], min(0.99, len(self) / self._expected))
+        if time.monotonic() - self._written > CHECKPOINT_EVERY_S:
+            write_json(self._path, {"key": self._key, "figures": dict(self)})
+            self._written = time.monotonic()
 
 
 class PlanSearch:

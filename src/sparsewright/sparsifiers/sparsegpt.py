@@ -27,11 +27,28 @@ class SparseGPT(AbstractSparsifier):
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns, then solve for the kept weights."""
         gram = damped_gram(cast(LayerStats, stats)).to(weight.device)
-        inverse, factor = inverse_factor(gram, layer)
-        dense = weight.double()
-        plan = sections(pattern, dense.square() / inverse.diagonal())
-        mask, swept = _sweep(dense, factor, plan)
-        return Sparsified(mask, solve_kept(swept, mask, dense, gram).to(weight.dtype))
+        mask, swept = _mask_and_sweep(weight, gram, pattern, layer)
+        return Sparsified(mask, solve_kept(swept, mask, weight.double(), gram).to(weight.dtype))
+
+
+@final
+@sparsifiers.register("sparsegpt-plain")
+class PlainSparseGPT(AbstractSparsifier):
+    """SparseGPT without the least-squares finish: a fifth of the time, about a third more error; ranks patterns."""
+
+    needs: ClassVar[Needs] = "gram"
+
+    def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
+        """Sweep over the columns."""
+        gram = damped_gram(cast(LayerStats, stats)).to(weight.device)
+        mask, swept = _mask_and_sweep(weight, gram, pattern, layer)
+        return Sparsified(mask, swept.to(weight.dtype))
+
+
+def _mask_and_sweep(weight: Tensor, gram: Tensor, pattern: AbstractPattern, layer: str) -> tuple[Tensor, Tensor]:
+    inverse, factor = inverse_factor(gram, layer)
+    dense = weight.double()
+    return _sweep(dense, factor, sections(pattern, dense.square() / inverse.diagonal()))
 
 
 def _sweep(dense: Tensor, factor: Tensor, plan: AbstractSections) -> tuple[Tensor, Tensor]:
