@@ -20,9 +20,11 @@ def bench(
     json: JsonFlag = False,
 ) -> None:
     """Time it beside the dense model and its rivals, all in one interleaved run with random inputs."""
+    from ..hardware import keep_freed_memory
     from ..pipeline import single_steps
     from . import parse
 
+    keep_freed_memory()
     sizes = parse.counts(batches)
     with stage_progress(quiet=json) as progress:
         found = single_steps.bench(

@@ -19,8 +19,10 @@ def doctor(
 ) -> None:
     """Say what this machine is, what it accelerates and what not; with a model, whether it is worth a try."""
     from ..hardware import doctor as examine
+    from ..hardware import keep_freed_memory
     from .parse import counts
 
+    keep_freed_memory()
     found = examine(model, minutes=minutes, batches=counts(batches), length=length, threads=threads)
     if json:
         print_json(found.to_data())

@@ -27,6 +27,7 @@ def profile(
     from ..pipeline.single_steps import profile_rows
     from . import parse
 
+    hardware.keep_freed_memory()
     if target.endswith(".json"):
         found = hardware.Profile.load(target)
     else:

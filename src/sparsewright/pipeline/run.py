@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 
 from ..core import Plan, read_json, write_json, write_text
+from ..hardware import keep_freed_memory
 from ..report import write_report
 from .compress import train_stage
 from .costs import cost_stage, table_from_data
@@ -81,6 +82,8 @@ def run(
     Raises:
         SparsewrightError: any user's mistake, in one sentence; nothing half-written is left.
     """
+    # A run owns its process: without this, dense time would hold page faults that no server has in steady state.
+    keep_freed_memory()
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = recipe if isinstance(recipe, str | Path) else None
     path = Path(folder) if folder is not None else run_folder_of(loaded, source)
