@@ -290,11 +290,12 @@ class PlanSearch:
         losses = self.sensitivity.losses(self.table)
         return [describe(self.table, losses, choices, "", "search") for choices in self.judged]
 
-    def rivals(self, settled: Settled) -> list[Pick]:
-        """Uniform plans at least as fast as the settled one, mildest first: those it must be shown to beat."""
+    def judge_best_uniform(self, settled: Settled) -> None:
+        """Evaluate the mildest uniform plan that is at least as fast as the settled one: the one it must beat."""
         losses = self.sensitivity.losses(self.table)
-        faster = [pick for pick in uniform_picks(self.table, losses) if pick.speedup >= settled.pick.speedup]
-        return sorted(faster, key=lambda pick: pick.loss)
+        as_fast = [pick for pick in uniform_picks(self.table, losses) if pick.speedup >= settled.pick.speedup]
+        if as_fast:
+            self.one_shot(min(as_fast, key=lambda pick: pick.loss))
 
     def front_rows(self, settled: Settled) -> list[dict[str, Any]]:
         """Front, uniform plans and baselines for the report, with what is known of each."""

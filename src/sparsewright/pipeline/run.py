@@ -120,6 +120,7 @@ def _stages(session: Session) -> RunResult:
     sensitivity = sensitivity_stage(session, table)
     search = PlanSearch(session, table, sensitivity)
     settled = search.settle()
+    search.judge_best_uniform(settled)
     write_text(where.path / "plan.json", settled.plan.to_json() + "\n")
     kept = save_stage(session, settled)
     checked = verify_stage(session, kept)
