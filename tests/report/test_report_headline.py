@@ -86,3 +86,19 @@ def test_the_page_for_a_meeting_recommends_the_rival_that_wins() -> None:
 
 def test_the_page_for_a_meeting_names_the_fair_alternative() -> None:
     assert "fair alternative is torch dynamic int8" in summary(full())
+
+
+def test_a_faster_rival_that_breaks_only_the_size_bound_is_named_with_that() -> None:
+    results = beaten()
+    row = next(row for row in results["table"] if row["name"] == "torch dynamic int8")
+    row |= {"inside_quality": True, "inside_budget": False}
+    line = first_line(results)
+    assert line.startswith("torch dynamic int8 is faster inside the same quality budget")
+    assert line.endswith("but it breaks another bound of the budget.")
+
+
+def test_a_rival_outside_the_quality_bounds_is_not_named() -> None:
+    results = beaten()
+    row = next(row for row in results["table"] if row["name"] == "torch dynamic int8")
+    row |= {"inside_quality": False, "inside_budget": False}
+    assert not first_line(results).startswith("torch dynamic int8")

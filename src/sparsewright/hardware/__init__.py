@@ -5,6 +5,7 @@ from .calibrated_time import calibrated
 from .cold_start import ColdStart, cold_start
 from .doctor import Acceleration, BestCase, Doctor, ModelDoctor, doctor
 from .energy import PackageCounters, joules_per_call, package_counters
+from .energy_windows import EnergyWindow, energy_window
 from .fingerprint import Machine, this_machine
 from .int8 import dynamic_int8
 from .measure import OURS, MeasuredRow, Measurement, measure
@@ -30,6 +31,7 @@ __all__ = [
     "CostRow",
     "CostStore",
     "Doctor",
+    "EnergyWindow",
     "FileTarget",
     "LayerTime",
     "Machine",
@@ -50,6 +52,7 @@ __all__ = [
     "cold_start",
     "doctor",
     "dynamic_int8",
+    "energy_window",
     "interleave",
     "keep_freed_memory",
     "joules_per_call",

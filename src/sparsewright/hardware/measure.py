@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from ..core import ModelError
+from ..models.tasks import evaluating
 from ..nn import SparseTensor
 from .cold_start import ColdStart, cold_start
 from .energy import joules_per_call, package_counters
+from .energy_windows import EnergyWindow, energy_window
 from .fingerprint import this_machine
 from .model_time import run_model
 from .profile import now
@@ -72,6 +74,7 @@ class Measurement:
         machine: plain data of the machine.
         created: ISO date and time.
         rivals: name -> rival, whose `.model` can be scored.
+        windows: when each candidate ran alone, for a power meter; empty unless asked for.
     """
 
     rows: tuple[MeasuredRow, ...]
@@ -80,6 +83,7 @@ class Measurement:
     machine: Mapping[str, Any]
     created: str
     rivals: Mapping[str, Rival] = field(default_factory=dict, compare=False, repr=False)
+    windows: tuple[EnergyWindow, ...] = ()
 
     def row(self, name: str) -> MeasuredRow:
         """The row of one candidate.
@@ -100,6 +104,7 @@ class Measurement:
             "threads": self.threads,
             "machine": dict(self.machine),
             "created": self.created,
+            "windows": [asdict(window) for window in self.windows],
         }
 
 
@@ -116,6 +121,7 @@ def measure(
     file_bytes: Mapping[str, int] | None = None,
     folder: str | Path | None = None,
     source: str = "",
+    energy_seconds: float = 0.0,
 ) -> Measurement:
     """Time a model, beside the dense one and rivals where given.
 
@@ -132,6 +138,8 @@ def measure(
         file_bytes: name -> bytes on disk, where the caller knows better than the weights' own size.
         folder: where exported rivals are written; default a temporary folder that goes with the measurement's rivals.
         source: how a fresh process loads the dense model, see `build_rivals`.
+        energy_seconds: after the timing, so long every candidate runs alone, for the log of a power meter; 0 leaves
+            that out, and so does a processor whose own counter can be read.
 
     Returns:
         One row per candidate; rivals that could not be built have a row with the reason.
@@ -159,6 +167,7 @@ def measure(
         loader = (loaders or {}).get(name) or ((rival.loader, rival.argument) if rival and rival.loader else None)
         rows.append(_row(name, samples[name], reference, items, known, loader, batch, _energy(module, batch, threads)))
     rows += [MeasuredRow(rival.name, reason=rival.reason) for rival in built if rival.model is None]
+    windows = _windows(candidates, batch, items, threads, energy_seconds)
     return Measurement(
         rows=tuple(rows),
         items=items,
@@ -166,6 +175,7 @@ def measure(
         machine=this_machine().to_data(),
         created=now(),
         rivals={rival.name: rival for rival in built},
+        windows=windows,
     )
 
 
@@ -253,6 +263,18 @@ def _energy(model: nn.Module, batch: Any, threads: int) -> float | None:
         return None
     with torch_threads(threads), torch.inference_mode():
         return joules_per_call(lambda: run_model(model, batch), 20)
+
+
+def _windows(
+    candidates: Mapping[str, nn.Module], batch: Any, items: int, threads: int, seconds: float
+) -> tuple[EnergyWindow, ...]:
+    if not seconds or package_counters() is not None:
+        return ()
+    found = []
+    for name, model in candidates.items():
+        with torch_threads(threads), evaluating(model):
+            found.append(energy_window(name, _bind(model, batch), items, seconds))
+    return tuple(found)
 
 
 def _items(batch: Any) -> int:

@@ -200,6 +200,7 @@ def _recipe(
             "  batches: [1, 32]         # batch sizes that you will serve",
             "  length: 64               # tokens per item, where the model takes tokens",
             "  threads: 1",
+            "  # energy_seconds: 30     # then each alone, for a power meter's log: `report --power meter.csv`",
             "",
         ]
     )

@@ -1,6 +1,6 @@
 """Stage: time our file, the dense model and the rivals interleaved in one run, and score each on the test split."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from ..hardware import MeasuredRow, Measurement, Rival, build_rivals, measure
 from ..models.tasks import Quality, paired_difference
 from ..search import CostTable
 from .deliver import BUNDLE, reload_here
+from .inside_budget import inside_budget, inside_quality
 from .plan_search import Settled
 from .session import Session
 
@@ -57,6 +58,7 @@ def _measured(session: Session, table: CostTable, settled: Settled) -> dict[str,
             seconds=section.seconds / len(section.batches),
             loaders=loaders,
             file_bytes={OURS: path.stat().st_size},
+            energy_seconds=section.energy_seconds,
         )
         # Load times are the same at every batch size; one fresh process each is enough.
         loaders = {}
@@ -71,6 +73,7 @@ def _measured(session: Session, table: CostTable, settled: Settled) -> dict[str,
         "table": table_rows,
         "prediction": _prediction(runs, table, settled),
         "energy": _energy(runs),
+        "energy_windows": [asdict(window) for run in runs.values() for window in run.windows],
         "rivals_not_measured": {row.name: row.reason for row in next(iter(runs.values())).rows if row.p50_s is None},
     }
 
@@ -114,15 +117,12 @@ def _table_row(session: Session, name: str, runs: dict[str, Measurement], scored
         "peak_rss_bytes": first.peak_rss_bytes,
         "reason": first.reason,
     }
-    quality = scored.get(name)
-    if quality is None:
-        return row
-    difference = paired_difference(quality, scored[DENSE])
-    row |= {"quality": quality.value, "drop": -difference.mean, "stderr": difference.standard_error}
-    budget = session.recipe.budget
-    if budget.max_quality_drop is not None:
-        allowed = max(budget.max_quality_drop, budget.or_standard_errors * difference.standard_error)
-        row["inside_budget"] = row["drop"] <= allowed
+    quality, dense = scored.get(name), scored[DENSE]
+    row["inside_quality"] = inside_quality(session, quality, dense)
+    row["inside_budget"] = inside_budget(session, quality, dense, row["speedup"], row["file_bytes"])
+    if quality is not None:
+        difference = paired_difference(quality, dense)
+        row |= {"quality": quality.value, "drop": 0.0 - difference.mean, "stderr": difference.standard_error}
     return row
 
 

@@ -125,13 +125,18 @@ class SaveSection(_Section):
 
 @final
 class MeasureSection(_Section):
-    """What is timed at the end, interleaved in one run."""
+    """What is timed at the end, interleaved in one run.
+
+    With `energy_seconds` every candidate then runs alone for so long at each batch size, while a power meter writes its
+    log for `sparsewright report --power`. 0, or a processor whose own counter can be read, leaves that out.
+    """
 
     batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
     length: Annotated[int, Field(ge=1)] = 64
     threads: Annotated[int, Field(ge=1)] = 1
     rivals: Literal["all", "none"] = "all"
     seconds: Annotated[float, Field(gt=0)] = 60.0
+    energy_seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
 @final

@@ -14,6 +14,7 @@ from .costs import device_rows
 from .deliver import final_judgement
 from .folder import digest
 from .plan_search import PlanSearch, Settled
+from .quality import bootstrap_interval
 from .session import Session
 
 
@@ -37,8 +38,7 @@ def assemble(
         "ours": final.quality,
         "drop": final.drop,
         "stderr": final.stderr,
-        "interval": [final.drop - 1.96 * final.stderr, final.drop + 1.96 * final.stderr],
-        "n": len(session.read_items("dense-validation")),
+        **_validation_interval(session, kept),
     }
     facts = session.task.describe()
     machine = this_machine()
@@ -76,6 +76,13 @@ def assemble(
             **measured,
         },
     }
+
+
+def _validation_interval(session: Session, kept: dict[str, Any]) -> dict[str, Any]:
+    """The paired bootstrap interval of the model in the file, as on test, from the items that scoring kept."""
+    dense = session.read_items("dense-validation")
+    ours = session.read_items(f"bundle-{kept['dense_dtype']}-validation")
+    return {"interval": bootstrap_interval(dense - ours, session.recipe.seed), "n": len(dense)}
 
 
 def _version() -> str:

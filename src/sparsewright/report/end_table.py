@@ -30,7 +30,12 @@ def end_table_section(results: Results) -> Section | None:
     caption = f"Quality in points ({results.data.metric} × 100); change against the dense model, ± one standard error."
     blocks: list[Block] = [Table(tuple(columns), rows, caption, strong)]
     if any(row.inside_budget is None for row in results.table):
-        blocks.append(Text("Where “in budget” reads “not measured”, that row's quality was not evaluated.", "quiet"))
+        blocks.append(
+            Text(
+                "Where “in budget” reads “not measured”, a bound of the budget could not be checked for that row.",
+                "quiet",
+            )
+        )
     blocks += [Text(f"{row.name}: {row.reason}", "quiet") for row in results.table if row.reason]
     return Section("table", "Side by side", tuple(blocks))
 

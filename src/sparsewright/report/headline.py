@@ -29,10 +29,13 @@ class Headline:
         return sorted((key for key, value in speeds.items() if value is not None), key=_batch_order)
 
     def faster_rivals(self) -> list[tuple[TableRow, list[str]]]:
-        """Rows inside the quality budget that beat ours, with the batch sizes at which they do; the fastest first."""
+        """Rows inside the quality budget that beat ours, with the batch sizes at which they do; the fastest first.
+
+        A rival that breaks another bound, its file's size say, is still faster at the same quality and is named.
+        """
         found = []
         for row in self.results.table:
-            if row.name in (OURS, DENSE) or row.inside_budget is not True:
+            if row.name in (OURS, DENSE) or _fit(row) is not True:
                 continue
             ahead = [batch for batch in self.batches if _speed(row, batch) > _speed(self.ours, batch)]
             if ahead:
@@ -66,7 +69,7 @@ class Headline:
             speed = _speed(self.ours, batch)
             found.append(Fact(times(speed), f"speed at batch {batch}", detail, "bad" if speed <= 1 else ""))
         if self.split and self.split.drop is not None:
-            outside = self.ours is not None and self.ours.inside_budget is False
+            outside = self.ours is not None and _fit(self.ours) is False
             gained = _is_gain(self.split.drop)
             label = f"points of {self.results.data.metric} {'gained' if gained else 'lost'}"
             value = points(abs(self.split.drop))
@@ -88,7 +91,8 @@ class Headline:
         lost = ""
         if row.drop is not None and self.ours is not None and self.ours.drop is not None:
             lost = f"; it {_lost(row.drop)}, ours {_lost(self.ours.drop)}"
-        return f"{row.name} is faster inside the same quality budget: {speeds}{lost}."
+        other = ", but it breaks another bound of the budget" if row.inside_budget is False else ""
+        return f"{row.name} is faster inside the same quality budget: {speeds}{lost}{other}."
 
     def _own_sentence(self) -> str:
         model = self.results.model.source
@@ -156,6 +160,11 @@ def misses(results: Results) -> bool:
 
 def _miss_tone(miss: float) -> Tone:
     return "bad" if abs(miss) > 0.10 else ""
+
+
+def _fit(row: TableRow) -> bool | None:
+    """Whether a row keeps the bounds on quality; the whole budget where quality alone was not judged."""
+    return row.inside_budget if row.inside_quality is None else row.inside_quality
 
 
 def _split(results: Results) -> tuple[str, SplitQuality | None]:

@@ -43,7 +43,7 @@ def _split_table(splits: list[tuple[str, SplitQuality]], results: Results) -> Ta
         Column("one-shot", hint="sparsified, before recovery"),
         Column("ours"),
         Column("change", hint="points, ± one paired standard error"),
-        Column("95 % interval", hint="of the paired differences; by bootstrap on test"),
+        Column("95 % interval", hint="of the paired differences, by bootstrap"),
     )
     rows = []
     for name, split in splits:

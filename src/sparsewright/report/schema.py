@@ -7,7 +7,7 @@ Units: seconds, bytes, joules; quality as a fraction (0.692), a drop is dense mi
 from collections.abc import Mapping
 from typing import Any, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..core import FileError
 
@@ -177,7 +177,10 @@ class Latency(AbstractRecord):
 
 @final
 class TableRow(AbstractRecord):
-    """One row of the end table; `latency_s` and `speedup` by batch size as text; `reason`: why figures are missing."""
+    """One row of the end table; `latency_s` and `speedup` by batch size as text; `reason`: why figures are missing.
+
+    `inside_quality` is about the budget's bounds on quality alone, `inside_budget` about all of its bounds.
+    """
 
     name: str
     quality: float | None = None
@@ -190,6 +193,7 @@ class TableRow(AbstractRecord):
     load_s: float | None = None
     cold_start_s: float | None = None
     peak_rss_bytes: float | None = None
+    inside_quality: bool | None = None
     inside_budget: bool | None = None
     reason: str = ""
 
@@ -225,10 +229,29 @@ class Bytes(AbstractRecord):
 
 @final
 class Energy(AbstractRecord):
-    """Joules per inference, by the name of the end table's row."""
+    """Joules per inference, by the name of the end table's row; `by_batch`: the same at every batch size as text."""
 
     source: str = ""
     joules_per_inference: dict[str, float] = Field(default_factory=dict)
+    by_batch: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+@final
+class EnergyWindow(AbstractRecord):
+    """When one candidate ran alone: UTC seconds since 1970, whole calls, items answered in them."""
+
+    name: str
+    batch: int = Field(ge=1)
+    start: float
+    end: float
+    calls: int = Field(ge=1)
+    items: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _forward(self) -> "EnergyWindow":
+        if self.end <= self.start:
+            raise ValueError("a window ends after it starts")
+        return self
 
 
 @final
@@ -282,6 +305,7 @@ class Results(AbstractRecord):
     prediction: Prediction = Field(default_factory=Prediction)
     bytes: Bytes = Field(default_factory=Bytes)
     energy: Energy | None = None
+    energy_windows: list[EnergyWindow] = Field(default_factory=list)
     prices: Prices | None = None
     devices: list[Device] = Field(default_factory=list)
     timings: list[Timing] = Field(default_factory=list)

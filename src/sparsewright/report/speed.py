@@ -1,7 +1,9 @@
 """Time: percentiles per batch, cold start and memory, what was predicted, and the energy where it could be read."""
 
+from collections.abc import Mapping
+
 from .document import Block, Cell, Column, Section, Table, Text, cell, missing
-from .headline import OURS, misses
+from .headline import DENSE, OURS, misses
 from .schema import Results
 from .units import percent, seconds, significant, size, times
 
@@ -104,19 +106,26 @@ def energy_section(results: Results) -> Section | None:
     energy = results.energy
     if energy is None or not energy.joules_per_inference:
         return None
-    dense = energy.joules_per_inference.get("torch fp32")
-    rows = tuple(
-        (
-            Cell(name),
-            Cell(f"{significant(1e3 * joules)} mJ"),
-            Cell(percent(joules / dense)) if dense else missing("–"),
-        )
-        for name, joules in energy.joules_per_inference.items()
-    )
-    strong = frozenset(index for index, name in enumerate(energy.joules_per_inference) if name == OURS)
-    columns = (Column("", numeric=False), Column("per inference"), Column("of torch fp32"))
+    by_batch = energy.by_batch or {"": energy.joules_per_inference}
+    names = list(dict.fromkeys(name for spent in by_batch.values() for name in spent))
+    rows = tuple((Cell(name), *_spent_cells(by_batch, name)) for name in names)
+    strong = frozenset(index for index, name in enumerate(names) if name == OURS)
+    columns = [Column("", numeric=False)]
+    for batch in by_batch:
+        columns += [Column(f"batch {batch}" if batch else "per inference", hint="energy of one inference")]
+        columns += [Column("of torch fp32")]
     source = energy.source or "an unnamed source"
-    estimated = "estimate" in source.lower()
+    # At the beginning only: a meter's file may be called anything.
+    estimated = source.lower().startswith("estimate")
     note = Text(f"Source: {source}.", "bad" if estimated else "")
-    caption = "Estimated, not measured." if estimated else "Measured."
-    return Section("energy", "Energy", (Table(columns, rows, caption, strong), note))
+    caption = "Per inference. Estimated, not measured." if estimated else "Per inference. Measured."
+    return Section("energy", "Energy", (Table(tuple(columns), rows, caption, strong), note))
+
+
+def _spent_cells(by_batch: Mapping[str, Mapping[str, float]], name: str) -> list[Cell]:
+    cells = []
+    for spent in by_batch.values():
+        joules, dense = spent.get(name), spent.get(DENSE)
+        cells.append(missing() if joules is None else Cell(f"{significant(1e3 * joules)} mJ"))
+        cells.append(Cell(percent(joules / dense)) if joules is not None and dense else missing("–"))
+    return cells
