@@ -65,3 +65,4 @@ def test_suggestions_are_the_nearest_word_or_all() -> None:
     assert suggest("wnada", ["wanda", "magnitude"]) == "Did you mean 'wanda'?"
     assert suggest("zzz", ["b", "a"]) == "Known: a, b."
     assert suggest("zzz", []) == "Known: none."
+    assert suggest("zzz", [f"model{number}" for number in range(1000)]).endswith(" and 970 more.")

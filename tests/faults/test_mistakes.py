@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], seed: Path, monkeypatch: pytest.
     return run
 
 
-def change(seed: Path, **changes: object) -> None:
+def change(seed: Path, /, **changes: object) -> None:
     recipe = yaml.safe_load((seed / "recipe.yaml").read_text())
     (seed / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **changes}))
 
@@ -54,6 +54,10 @@ def change(seed: Path, **changes: object) -> None:
         ({"budget": {"max_quality_drop": "little"}}, "budget.max_quality_drop"),
         ({"measure": {"batches": [0]}}, "measure.batches"),
         ({"sparsify": {"patterns": ["2:3:"]}}, "is no pattern"),
+        ({"target": []}, "target"),
+        ({"seed": -1}, "seed"),
+        ({"measure": {"batches": []}}, "measure.batches"),
+        ({"task": {"name": "python:small_model:make_task", "x": 1}}, "unexpected keyword argument 'x'"),
         ({"target": "thsi"}, "Did you mean 'this'"),
         ({"model": "hff:name"}, "Did you mean 'hf'"),
         ({"model": "python:small_model:bild"}, "Did you mean 'build'"),
@@ -115,6 +119,19 @@ def test_a_broken_profile_and_broken_results_are_one_sentence(refused: Refused, 
     (seed / "results.json").write_text('{"version": 1, "table": 3}')
     refused("report", seed)
     refused("report", seed / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("profile", "--values", "fp99", "--shapes", "64x64"), "no 'fp99' values"),
+        (("sparsify", "python:small_model:build", "--plan", "0:4"), "Write for instance 2:4"),
+        (("sparsify", "python:small_model:build", "--plan", "2:4", "--out", "."), "Check the path"),
+        (("bench", "nowhere.safetensors"), "looks like a file"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(refused: Refused, arguments: tuple[str, ...], words: str) -> None:
+    assert words in refused(*arguments)
 
 
 HIDDEN = """

@@ -62,6 +62,10 @@ def test_a_package_folder_stays_inside_the_package() -> None:
         ("python:json:laods", "Did you mean 'loads'"),
         ("python:json:dumps_nothing_like_it", "no callable"),
         ("python:os:getcwd", "must return a torch.nn.Module"),
+        ("python:json:dumps", "missing a required argument: 'obj'"),
+        ("python:../x:y", "python:PACKAGE.MODULE:FACTORY"),
+        ("model.safetensors", "looks like a file"),
+        ("hf:", "The name is missing"),
     ],
 )
 def test_what_cannot_be_loaded_gets_one_clear_sentence(source: str, message: str) -> None:

@@ -11,9 +11,9 @@ def bench(
     subject: Annotated[str, typer.Argument(help="A bundle file or a model source.")],
     model: Annotated[str | None, typer.Option(help="Source of the dense model; default what the bundle names.")] = None,
     batches: Annotated[str, typer.Option(help="Batch sizes, comma between.")] = "1,32",
-    length: Annotated[int, typer.Option(help="Tokens per item, where the model takes tokens.")] = 64,
+    length: Annotated[int, typer.Option(min=1, help="Tokens per item, where the model takes tokens.")] = 64,
     threads: Annotated[int, typer.Option(help="Intra-op threads.")] = 1,
-    seconds: Annotated[float, typer.Option(help="About how long per batch size.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how long per batch size.")] = 20.0,
     rivals: Annotated[
         Literal["all", "none"], typer.Option(help="torch int8, fp16 file, onnxruntime; or none.")
     ] = "all",

@@ -11,9 +11,9 @@ def doctor(
     model: Annotated[
         str | None, typer.Argument(help="A model source; without it only the machine is looked at.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 2.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="About how long it may take.")] = 2.0,
     batches: Annotated[str, typer.Option(help="Batch sizes, comma between.")] = "1,32",
-    length: Annotated[int, typer.Option(help="Tokens per item, where the model takes tokens.")] = 64,
+    length: Annotated[int, typer.Option(min=1, help="Tokens per item, where the model takes tokens.")] = 64,
     threads: Annotated[int, typer.Option(help="Threads that the model will run with.")] = 1,
     json: JsonFlag = False,
 ) -> None:
@@ -28,7 +28,8 @@ def doctor(
         print_json(found.to_data())
         return
     machine = found.machine
-    typer.echo(f"{machine.cpu}, {machine.cores} cores, {machine.isa}, {machine.memory_bytes / 2**30:.0f} GiB")
+    isa = " ".join(machine.isa) or "no vector instructions"
+    typer.echo(f"{machine.cpu}, {machine.cores} cores, {isa}, {machine.memory_bytes / 2**30:.0f} GiB")
     print_table(("kernel", "state"), list(found.kernels.items()))
     tokens = list(found.accelerations[0].speedups) if found.accelerations else []
     rows = [

@@ -14,7 +14,7 @@ def profile(
     patterns: Annotated[str | None, typer.Option(help="Patterns, comma between.")] = None,
     tokens: Annotated[str, typer.Option(help="Token counts, comma between.")] = "1,64,1024",
     values: Annotated[str, typer.Option(help="Value types (fp32, fp16, int8), comma between.")] = "fp32",
-    minutes: Annotated[float | None, typer.Option(help="About how long it may take.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="About how long it may take.")] = None,
     threads: Annotated[int, typer.Option(help="Threads that the model will run with.")] = 1,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Forget earlier measurements.")] = False,
     out: Annotated[

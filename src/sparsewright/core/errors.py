@@ -7,6 +7,9 @@ and keeps its traceback.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# A thousand model names are no sentence.
+_MOST_NAMES = 30
+
 
 class SparsewrightError(Exception):
     """Base of every error that reports a user's mistake or a limit of the machine."""
@@ -65,7 +68,10 @@ class MissingPackageError(SparsewrightError):
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """End of an error message: the nearest known word, or all of them when none is near."""
+    """End of an error message: the nearest known word, or all of them (the first ones of many) when none is near."""
     names = sorted(known)
     near = get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names) or 'none'}."
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"Known: {', '.join(names[:_MOST_NAMES]) or 'none'}{more}."

@@ -56,10 +56,9 @@ def _flush_folder(folder: Path) -> None:
 
 def file_error(error: OSError, path: Path) -> FileError:
     """One sentence for a failed read or write."""
-    return FileError(
-        f"{path} cannot be read or written: {error.strerror or error}. "
-        "Free some space or choose a folder you may write to; nothing was changed."
-    )
+    wrong_path = isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError | FileNotFoundError)
+    advice = "Check the path" if wrong_path or path.is_dir() else "Free some space or choose a folder you may write to"
+    return FileError(f"{path} cannot be read or written: {error.strerror or error}. {advice}; nothing was changed.")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

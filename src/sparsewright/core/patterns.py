@@ -135,7 +135,8 @@ class Dense(AbstractPattern):
 
 def _check_n_of_m(n: int, m: int) -> None:
     if not 1 <= n <= m:
-        raise PatternError(f"n:m keeps n of every m, so 1 <= n <= m; got {n}:{m}. Write {min(n, m)}:{max(n, m, 1)}?")
+        hint = f"Write {m}:{n}?" if min(n, m) >= 1 else "Write for instance 2:4."
+        raise PatternError(f"n:m keeps n of every m, so 1 <= n <= m; got {n}:{m}. {hint}")
     if m > 256:
         raise PatternError(f"m can be at most 256, got {n}:{m}. Use a density such as {_percent(n / m)} instead.")
 

@@ -8,7 +8,17 @@ from typing import Any, Literal, final
 
 import torch
 
-from ..core import AbstractPattern, Dense, KernelError, LayoutError, ProfileError, ValueType, parse_pattern
+from ..core import (
+    VALUE_BITS,
+    AbstractPattern,
+    Dense,
+    KernelError,
+    LayoutError,
+    ProfileError,
+    ValueType,
+    parse_pattern,
+    suggest,
+)
 from .fingerprint import this_machine
 from .operands import Operand, operand
 from .profile import Cost, CostRow, Profile
@@ -246,6 +256,9 @@ def profile(
         raise ProfileError(
             f"Only `this` machine can be measured, got {target!r}. Run `sparsewright profile --out FILE.json` there."
         )
+    unknown = sorted(set(value_dtypes) - set(VALUE_BITS))
+    if unknown:
+        raise ProfileError(f"There are no {unknown[0]!r} values. {suggest(unknown[0], VALUE_BITS)}")
     machine = ThisTarget(threads=threads)
     if remeasure:
         machine.remeasure()

@@ -5,6 +5,7 @@ Nothing is downloaded where `HF_HUB_OFFLINE=1` stands, and no code that comes wi
 """
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -69,7 +70,12 @@ def load_model(source: str) -> LoadedModel:
         "python": _load_python,
     }
     if not colon or kind not in loaders or not name:
-        hint = suggest(kind, loaders) if colon else f"Did you mean 'hf:{source}'?"
+        if Path(source).suffix in {".safetensors", ".json", ".yaml", ".yml"}:
+            hint = "It looks like a file: check its path and whether this command takes one."
+        elif not name and (kind in loaders or not source):
+            hint = "The name is missing."
+        else:
+            hint = suggest(kind, loaders) if colon else f"Did you mean 'hf:{source}'?"
         raise ModelError(
             f"A model source is hf:NAME, timm:NAME, torchvision:NAME or python:MODULE:FACTORY, got {source!r}. {hint}"
         )
@@ -251,7 +257,7 @@ def _load_weights(model: nn.Module, file: str) -> None:
 
 def _load_python(source: str, name: str) -> LoadedModel:
     module_name, colon, factory_name = name.partition(":")
-    if not colon or not factory_name:
+    if not colon or not factory_name or not all(part.isidentifier() for part in module_name.split(".")):
         raise ModelError(f"A factory is named python:PACKAGE.MODULE:FACTORY, got {source!r}.")
     with _working_folder_first():
         try:
@@ -266,6 +272,7 @@ def _load_python(source: str, name: str) -> LoadedModel:
         if not callable(factory):
             known = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
             raise ModelError(f"{module_name} has no callable {factory_name!r}. {suggest(factory_name, known)}")
+        refuse_call(factory, {}, name)
         made = factory()
     model, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
@@ -273,6 +280,25 @@ def _load_python(source: str, name: str) -> LoadedModel:
             f"{name} must return a torch.nn.Module (or a pair of module and tokenizer), got {type(made).__name__}."
         )
     return LoadedModel(model, source, family_of(model), _config_of(model), tokenizer)
+
+
+def refuse_call(factory: Callable[..., Any], options: dict[str, Any], name: str) -> None:
+    """Refuse options that a user's factory does not take, before it runs.
+
+    Raises:
+        ModelError: an argument is missing or unknown.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        given = f"the options {', '.join(sorted(options))}" if options else "no arguments"
+        raise ModelError(f"{name} is called with {given}: {error}. Give its parameters defaults or their names.") from (
+            error
+        )
 
 
 @contextmanager

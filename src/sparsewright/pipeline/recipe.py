@@ -131,7 +131,7 @@ class MeasureSection(_Section):
     log for `sparsewright report --power`. 0, or a processor whose own counter can be read, leaves that out.
     """
 
-    batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
+    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 32)
     length: Annotated[int, Field(ge=1)] = 64
     threads: Annotated[int, Field(ge=1)] = 1
     rivals: Literal["all", "none"] = "all"
@@ -156,9 +156,9 @@ class Recipe(_Section):
 
     model: str
     task: TaskSection
-    target: tuple[str, ...] = ("this",)
+    target: Annotated[tuple[str, ...], Field(min_length=1)] = ("this",)
     run_folder: str | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train: TrainSection | None = None
     budget: BudgetSection = BudgetSection(max_quality_drop=0.02)
     sparsify: SparsifySection = SparsifySection()

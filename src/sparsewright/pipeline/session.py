@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core import MissingPackageError, ModelError, RecipeError, atomic_write
 from ..models import MASK, LayerRef, LoadedModel, blocks, layers, load_model
+from ..models.sources import refuse_call
 from ..models.tasks import AbstractTask, Quality, tasks
 from .folder import RunFolder
 from .recipe import Recipe
@@ -133,6 +134,9 @@ def _task_from_python(source: str, options: dict[str, Any]) -> AbstractTask:
         raise MissingPackageError(f"The task's module cannot be imported: {error}. Run from its folder.") from error
     except AttributeError as error:
         raise RecipeError(f"The module {module_name} has no {factory!r} for the task {source!r}.") from error
+    if not callable(make):
+        raise RecipeError(f"{source} is no function or class, got {type(make).__name__}.")
+    refuse_call(make, options, source)
     task = make(**options)
     if not isinstance(task, AbstractTask):
         raise RecipeError(f"{source} must return an AbstractTask, got {type(task).__name__}.")

@@ -117,6 +117,12 @@ def recover(
         raise RecipeError(f"A recovery budget is at least one step, got minutes={minutes}, steps={steps}.")
     if not batches:
         raise DataError("Recovery needs at least one batch of unlabelled data; the task gave none.")
+    other = next((type(batch).__name__ for batch in batches if not isinstance(batch, Mapping)), None)
+    if other is not None:
+        raise DataError(
+            f"A batch of recovery is a dict of the model's keyword arguments, got {other}. "
+            "Write for instance {'input_ids': tensor}."
+        )
     distillation = distillations.get(family) if isinstance(family, str) else family
     settings = Settings(steps, minutes, lr, warmup, weight_decay, clip, betas, embeddings, seed)
     started = time.perf_counter()
