@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core import LayerPlan, Plan, ProfileError, parse_pattern
+from ..core import LayerPlan, Plan, ProfileError, ValueType, parse_pattern
 from ..hardware import AbstractTarget, LayerTime, ModelTime, calibrated, load_target, time_model
 from ..search import Choice, CostTable, cost_table
 from .session import Session
@@ -32,7 +32,6 @@ def time_dense(session: Session) -> dict[str, ModelTime]:
 def cost_stage(session: Session) -> dict[str, Any]:
     """Costs per target: `{"times": ..., "tables": {target: table}}` as plain data."""
     recipe = session.recipe
-    section = recipe.sparsify
     # A tensor outside the layers is stored as recipe.save.dense says.
     in_layers = sum(layer.shape[0] * layer.shape[1] for layer in session.candidates)
     everything = sum(parameter.numel() for parameter in session.dense.parameters())
@@ -48,14 +47,22 @@ def cost_stage(session: Session) -> dict[str, Any]:
         table = cost_table(
             target,
             times,
-            section.patterns,
-            section.value_dtypes,
+            session.patterns,
+            value_types(session),
             rest_bytes=float(dense_bytes * (everything - in_layers)),
             dense_value_dtype=recipe.save.dense,
             stored_value_dtype=recipe.save.values,
         )
         tables[name] = table_to_data(table)
     return {"times": {label: time_to_data(time) for label, time in here.items()}, "tables": tables}
+
+
+def value_types(session: Session) -> list[ValueType]:
+    """Value types of the search space: the recipe's, or those of its own plan."""
+    if session.given_plan is None:
+        return list(session.recipe.sparsify.value_dtypes)
+    sparse = session.given_plan.sparse_layers.values()
+    return list(dict.fromkeys(layer.value_dtype for layer in sparse)) or ["fp32"]
 
 
 def _on(times: dict[str, ModelTime], target: AbstractTarget) -> dict[str, ModelTime]:

@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, final
 
-from ..core import BudgetError, Plan, read_json, write_json
+from ..core import BudgetError, Plan, PlanError, read_json, write_json
 from ..models.tasks import Quality, paired_difference
 from ..search import (
+    Budget,
     CostTable,
     Pick,
     Sensitivity,
@@ -160,7 +161,9 @@ class PlanSearch:
         self.session = session
         self.table = table
         self.sensitivity = sensitivity
-        self.picks = sweep(table, sensitivity.losses(table), session.recipe.budget.as_budget(), FRONT_POINTS)
+        # A plan of the recipe's own is judged by the budget, not searched under it.
+        budget = Budget() if session.given_plan is not None else session.recipe.budget.as_budget()
+        self.picks = sweep(table, sensitivity.losses(table), budget, FRONT_POINTS)
         self.judged: dict[tuple[int, ...], Judgement] = {}
         self.remaining = 1.0 - (session.recipe.search.expected_recovery if session.recipe.recover.enabled else 0.0)
 
@@ -189,8 +192,10 @@ class PlanSearch:
         return drop
 
     def choose(self) -> Pick:
-        """The fastest plan expected to hold the budget, or the least lossy one at the asked speed."""
+        """The recipe's own plan, the fastest expected to hold the budget, or the least lossy at the asked speed."""
         recipe = self.session.recipe
+        if self.session.given_plan is not None:
+            return self._given(self.session.given_plan)
         budget = recipe.budget
         if budget.max_quality_drop is None:
             pick = self.picks[0] if budget.speedup or budget.size_bytes else self.picks[-1]
@@ -208,8 +213,23 @@ class PlanSearch:
         self.one_shot(pick)
         return pick
 
+    def _given(self, plan: Plan) -> Pick:
+        """The recipe's own plan as a pick."""
+        choices = self.table.pick_of(plan)
+        for name, number in zip(self.table.names, choices):
+            layer = plan.layers.get(name)
+            if layer is not None and not layer.is_dense and number == 0:
+                why = "; ".join(self.table.reasons.get(name, ("it cannot run on this target",)))
+                raise PlanError(
+                    f"The recipe plans {layer.pattern} for {name}, which does not win here: {why}. Leave it out."
+                )
+        pick = describe(self.table, self.sensitivity.losses(self.table), choices, "the recipe's own", "search")
+        self.one_shot(pick)
+        return pick
+
     def settle(self) -> Settled:
-        """Recover the chosen plan; where the budget does not hold, recover a milder one.
+        """Recover the chosen plan; where the budget does not hold, recover a milder one. A plan of the recipe's own is
+        taken as it is, and the report says whether it holds the budget.
 
         Raises:
             BudgetError: no plan holds the quality budget; names the least drop that was seen.
@@ -217,7 +237,7 @@ class PlanSearch:
         pick = self.choose()
         for attempt in range(1, self.session.recipe.search.attempts + 1):
             settled = self.recover(pick, attempt)
-            if settled.final.inside(self.session):
+            if settled.final.inside(self.session) or self.session.given_plan is not None:
                 return settled
             one_shot = settled.one_shot.drop
             self.remaining = min(1.0, settled.final.drop / one_shot) if one_shot > 0 else 1.0

@@ -1,6 +1,7 @@
 """`run`: the stage order, from a recipe to a verified bundle and a report. Every stage resumes by itself."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -9,6 +10,7 @@ import torch
 
 from ..core import Plan, read_json, write_json, write_text
 from ..hardware import keep_freed_memory
+from ..models.tasks import tasks
 from ..report import write_report
 from .compress import train_stage
 from .costs import cost_stage, table_from_data
@@ -105,6 +107,7 @@ def _cores() -> int:
 
 def _stages(session: Session) -> RunResult:
     recipe, where = session.recipe, session.folder
+    session.require_fitting_task()
     train_stage(session)
     depends = {
         "weights": session.weights_digest,
@@ -145,7 +148,13 @@ def dry_run(recipe: str | Path | Recipe) -> list[str]:
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     source = None if isinstance(recipe, Recipe) else recipe
     path = run_folder_of(loaded, source)
-    lines = [f"run folder: {path}"]
+    if not loaded.task.name.startswith("python:"):
+        tasks.get(loaded.task.name)
+    # A folder that goes away: looking leaves nothing behind.
+    with tempfile.TemporaryDirectory() as place:
+        session = Session(loaded, RunFolder(Path(place)))
+        taking_part, patterns = len(session.candidates), len(session.patterns)
+    lines = [f"run folder: {path}", f"model: {loaded.model}, {taking_part} layers can be sparse, {patterns} patterns"]
     for name, what in STAGES:
         if name == "train" and loaded.train is None:
             continue

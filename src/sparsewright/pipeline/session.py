@@ -16,10 +16,21 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core import MissingPackageError, ModelError, RecipeError, atomic_write
+from ..core import (
+    AbstractPattern,
+    Dense,
+    MissingPackageError,
+    ModelError,
+    PatternError,
+    Plan,
+    RecipeError,
+    atomic_write,
+    parse_pattern,
+)
 from ..models import MASK, LayerRef, LoadedModel, blocks, layers, load_model
 from ..models.sources import refuse_call
 from ..models.tasks import AbstractTask, Quality, tasks
+from ..solvers import solve_mask
 from .folder import RunFolder
 from .recipe import Recipe
 
@@ -65,6 +76,22 @@ class Session:
         """The dense model: baseline and teacher. Never changed after training; copy it to sparsify."""
         return self.loaded.model
 
+    def require_fitting_task(self) -> None:
+        """Run the dense model once on the task's input, before anything takes time.
+
+        Raises:
+            RecipeError: the model does not take the arguments that the task gives.
+        """
+        batch = self.task.bench_batch(1, self.recipe.measure.length)
+        try:
+            with torch.inference_mode():
+                self.dense(**batch)
+        except TypeError as error:
+            raise RecipeError(
+                f"The task {self.recipe.task.name!r} calls the model with {', '.join(batch)}, which it does not take "
+                f"({error}). Choose a task for this kind of model, or name its argument in the task's options."
+            ) from error
+
     def copy_of_dense(self) -> nn.Module:
         """A deep copy to work on."""
         return copy.deepcopy(self.dense)
@@ -86,6 +113,45 @@ class Session:
     def block_names(self) -> list[str]:
         """Names of the model's blocks in run order; empty where it has none."""
         return [name for name, _ in blocks(self.dense)]
+
+    @cached_property
+    def given_plan(self) -> Plan | None:
+        """The recipe's own plan, by layer name; layers that no rule names stay dense. None where the run searches one.
+
+        Raises:
+            PlanError: a rule names no layer that takes part, or a pattern does not fit its layer.
+        """
+        rules = self.recipe.sparsify.plan
+        if rules is None:
+            return None
+        shapes = {layer.name: layer.shape for layer in self.candidates}
+        plan = Plan.from_rules(rules, shapes)
+        for name, layer in plan.layers.items():
+            layer.pattern.require_fit(shapes[name], name)
+        return plan
+
+    @property
+    def patterns(self) -> list[AbstractPattern]:
+        """The search space: the recipe's patterns, or those of its own plan.
+
+        Raises:
+            PatternError: a pattern fits no layer of this model.
+        """
+        if self.given_plan is not None:
+            return list(dict.fromkeys(layer.pattern for layer in self.given_plan.sparse_layers.values()))
+        found = [parse_pattern(text) for text in self.recipe.sparsify.patterns]
+        for pattern in found:
+            fitting = [layer.shape for layer in self.candidates if pattern.fits(layer.shape)]
+            if not fitting:
+                first = self.candidates[0]
+                raise PatternError(
+                    f"The recipe's pattern {pattern} fits no layer of this model; {first.name} of shape {first.shape}: "
+                    f"{'; '.join(pattern.why_not(first.shape))}. Take it out of sparsify.patterns."
+                )
+            if not isinstance(pattern, Dense):
+                # A pattern without a solver is refused here, before anything is measured.
+                solve_mask(torch.zeros(min(fitting)), pattern)
+        return found
 
     @property
     def candidates(self) -> list[LayerRef]:

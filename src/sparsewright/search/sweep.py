@@ -98,6 +98,17 @@ def sweep(table: CostTable, losses: Losses, budget: Budget, points: int = 12) ->
     """
     slowest = budget.speedup or 1.0
     fastest = fastest_speedup(table)
+    smallest = table.rest_bytes + sum(min(row) for row in table.size_bytes)
+    if fastest < slowest * (1 - 1e-9):
+        raise BudgetError(
+            f"No plan is {slowest:g}x faster at every batch: the fastest that these patterns allow here is "
+            f"{fastest:.2f}x. Ask for less, or add sparser patterns."
+        )
+    if budget.size_bytes is not None and smallest > budget.size_bytes:
+        raise BudgetError(
+            f"No plan fits {budget.size_bytes:,} bytes: the smallest file that these patterns allow has about "
+            f"{smallest:,.0f}. Allow more, or add sparser patterns."
+        )
     found: dict[tuple[int, ...], Pick] = {}
     # The budget's own corner must be there; an error here is the user's answer.
     first = best_at_speedup(table, losses, slowest, budget.size_bytes)
