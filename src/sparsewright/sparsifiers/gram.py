@@ -1,5 +1,6 @@
 """What the inputs of a layer say about its weights: the damped gram matrix and the reconstruction error."""
 
+import weakref
 from typing import cast
 
 import torch
@@ -23,6 +24,37 @@ def damped_gram(stats: LayerStats, damping: float = DAMPING) -> Tensor:
     ridge = damping * float(gram.diagonal().mean())
     # Inputs that are all zero tell nothing: then every weight counts alike.
     return gram + (ridge or 1.0) * torch.eye(gram.shape[0], dtype=torch.float64, device=gram.device)
+
+
+class _LastFactors:
+    """The factors of one layer's gram matrix, kept while several patterns are tried on it."""
+
+    def __init__(self) -> None:
+        self._gram: weakref.ref[Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def of(self, stats: LayerStats, layer: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        gram = cast(Tensor, stats.gram)
+        known = self._gram() if self._gram is not None else None
+        if known is not gram or self._kept is None or self._kept[0].device != device:
+            damped = damped_gram(stats).to(device)
+            self._kept = (damped, *inverse_factor(damped, layer))
+            self._gram = weakref.ref(gram)
+        return self._kept
+
+
+_LAST = _LastFactors()
+
+
+def factors(stats: LayerStats, layer: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Damped gram matrix, its inverse and the upper Cholesky factor of that, `(in, in)` float64 each.
+
+    The last answer is kept, because a search asks for many patterns of one layer in a row; treat it as read-only.
+
+    Raises:
+        NumericError: see `inverse_factor`.
+    """
+    return _LAST.of(stats, layer, device)
 
 
 def inverse_factor(gram: Tensor, layer: str) -> tuple[Tensor, Tensor]:

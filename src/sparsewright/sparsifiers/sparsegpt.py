@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import AbstractPattern, LayerStats
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import damped_gram, inverse_factor
+from .gram import factors
 from .reconstruct import solve_kept
 from .sections import LAZY_COLUMNS, AbstractSections, sections
 
@@ -26,8 +26,7 @@ class SparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns, then solve for the kept weights."""
-        gram = damped_gram(cast(LayerStats, stats)).to(weight.device)
-        mask, swept = _mask_and_sweep(weight, gram, pattern, layer)
+        mask, swept, gram = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
         return Sparsified(mask, solve_kept(swept, mask, weight.double(), gram).to(weight.dtype))
 
 
@@ -40,15 +39,18 @@ class PlainSparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns."""
-        gram = damped_gram(cast(LayerStats, stats)).to(weight.device)
-        mask, swept = _mask_and_sweep(weight, gram, pattern, layer)
+        mask, swept, _ = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
         return Sparsified(mask, swept.to(weight.dtype))
 
 
-def _mask_and_sweep(weight: Tensor, gram: Tensor, pattern: AbstractPattern, layer: str) -> tuple[Tensor, Tensor]:
-    inverse, factor = inverse_factor(gram, layer)
+def _mask_and_sweep(
+    weight: Tensor, stats: LayerStats, pattern: AbstractPattern, layer: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask, corrected weight and damped gram matrix."""
+    gram, inverse, factor = factors(stats, layer, weight.device)
     dense = weight.double()
-    return _sweep(dense, factor, sections(pattern, dense.square() / inverse.diagonal()))
+    mask, swept = _sweep(dense, factor, sections(pattern, dense.square() / inverse.diagonal()))
+    return mask, swept, gram
 
 
 def _sweep(dense: Tensor, factor: Tensor, plan: AbstractSections) -> tuple[Tensor, Tensor]:
