@@ -259,6 +259,8 @@ def _load_python(source: str, name: str) -> LoadedModel:
     module_name, colon, factory_name = name.partition(":")
     if not colon or not factory_name or not all(part.isidentifier() for part in module_name.split(".")):
         raise ModelError(f"A factory is named python:PACKAGE.MODULE:FACTORY, got {source!r}.")
+    # The factory may build on transformers or timm, which die with a torchvision that was built for another torch.
+    ensure_torchvision_imports()
     with _working_folder_first():
         try:
             module = importlib.import_module(module_name)

@@ -101,8 +101,8 @@ def sweep(table: CostTable, losses: Losses, budget: Budget, points: int = 12) ->
     smallest = table.rest_bytes + sum(min(row) for row in table.size_bytes)
     if fastest < slowest * (1 - 1e-9):
         raise BudgetError(
-            f"No plan is {slowest:g}x faster at every batch: the fastest that these patterns allow here is "
-            f"{fastest:.2f}x. Ask for less, or add sparser patterns."
+            f"No plan is {slowest:g}x faster at every batch: the tightest that can be had, the fastest that these "
+            f"patterns allow, is {fastest:.2f}x. Ask for less, or add sparser patterns."
         )
     if budget.size_bytes is not None and smallest > budget.size_bytes:
         raise BudgetError(
