@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import AbstractPattern, LayerStats, NumericError, PlanError, parse_pattern
 from ..models import LayerRef, batches_of, calibrate
+from ..models.statistics import quiet
 from ..sparsifiers import AbstractSparsifier, Sparsified, sparsifiers
 from .space import Choice, CostTable
 
@@ -248,7 +249,7 @@ def _weights(
 ) -> dict[str, float]:
     todo = [ref for ref in refs if _name("weight", errors.sparsifier, ref.name, errors.probe) not in known]
     if todo:
-        with _evaluating(model):
+        with quiet(model):
             probes = _probe_batches(batches)
             reference = [_output(batch, model) for batch in probes]
             centre = torch.cat(reference).mean(0)
@@ -294,18 +295,6 @@ def _output(batch: Any, model: nn.Module) -> Tensor:
         pooled: Tensor = (tensor * share).sum(1) / share.sum(1).clamp_min(1)
         return pooled
     return tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.reshape(-1, 1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
