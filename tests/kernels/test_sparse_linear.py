@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from sparsewright._native import instruction_sets
 from sparsewright.core import DispatchEntry, DispatchTable
 from sparsewright.kernels import linear, reference_linear, set_dispatch_table, which
 from sparsewright.kernels.sparse_linear.candidates import NATIVE
@@ -110,7 +111,8 @@ def test_a_zero_among_kept_weights_counts_as_kept():
     assert torch.equal(linear(torch.ones(2, 8), packed), torch.full((2, 4), 3.0))
 
 
-def test_a_lower_instruction_set_gives_the_same_results(packed_weight, tmp_path):
+@pytest.mark.parametrize("isa", instruction_sets()[1:])
+def test_a_lower_instruction_set_gives_the_same_results(packed_weight, tmp_path, isa):
     cases = {}
     for pattern in ("2:4", "1:8x2", "2:4x4", "1:4x8", "1:4x16", "20%"):
         for value_dtype in (torch.float32, torch.float16):
@@ -128,7 +130,7 @@ from sparsewright._native import instruction_set
 from sparsewright.core import parse_pattern
 from sparsewright.kernels import linear
 from sparsewright.layouts import pack
-assert instruction_set() == "scalar"
+assert instruction_set() == sys.argv[2]
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.pt")):
     saved = torch.load(path, weights_only=True)
     pattern = parse_pattern(saved["pattern"])
@@ -140,8 +142,8 @@ print("same")
     import os
 
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env={**os.environ, "SPARSEWRIGHT_ISA": "scalar"},
+        [sys.executable, "-c", program, str(tmp_path), isa],
+        env={**os.environ, "SPARSEWRIGHT_ISA": isa},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,11 +1,17 @@
 // The Python side of the native library. It sees torch only as addresses, so it builds without torch.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#if defined(__unix__)
+#include <unistd.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../kernels/sparse_linear/problem.hpp"
 
@@ -22,6 +28,16 @@ struct InstructionSet {
 
 // Best first. A new set is one line here and one in CMakeLists.txt.
 const InstructionSet sets[] = {
+#if defined(SPARSEWRIGHT_WITH_AVX512)
+    {"avx512",
+     [] {
+         __builtin_cpu_init();
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     sparsewright_sparse_linear_avx512},
+#endif
 #if defined(SPARSEWRIGHT_WITH_AVX2)
     {"avx2",
      [] {
@@ -51,6 +67,20 @@ const InstructionSet &current() {
     return set;
 }
 
+// Bytes of a data cache as the operating system tells it; `usual` where it does not.
+std::int64_t cache_bytes([[maybe_unused]] int name, std::int64_t usual) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    const long bytes = sysconf(name);
+    if (bytes > 0) return bytes;
+#endif
+    return usual;
+}
+
+#if !defined(_SC_LEVEL1_DCACHE_SIZE)
+#define _SC_LEVEL1_DCACHE_SIZE 0
+#define _SC_LEVEL2_CACHE_SIZE 0
+#endif
+
 template <class T> T *at(std::uintptr_t address) { return reinterpret_cast<T *>(address); }
 
 // A packed weight in the vector layout, as addresses. The Python owner keeps the memory alive.
@@ -74,6 +104,10 @@ class Operand {
         problem_.block_columns = block_columns;
         problem_.groups = (out + group - 1) / group;
         problem_.kept_per_8 = kept_per_8;
+        static const std::int64_t level1 = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 * 1024);
+        static const std::int64_t level2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 * 1024);
+        problem_.level1_bytes = level1;
+        problem_.level2_bytes = level2;
         linear_ = current().linear;
     }
 
@@ -100,6 +134,12 @@ class Operand {
 
 NB_MODULE(_core, m) {
     m.def("instruction_set", [] { return std::string(current().name); });
+    m.def("instruction_sets", [] {
+        std::vector<std::string> names;
+        for (const InstructionSet &set : sets)
+            if (set.runs_here()) names.push_back(set.name);
+        return names;
+    });
     nb::class_<Operand>(m, "Operand")
         .def(nb::init<std::uintptr_t, bool, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t, int,
                       std::int64_t, std::int64_t, int>(),

@@ -18,6 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from .._native import instruction_set
 from ..core import NM, AbstractPattern, Block, BundleError, Dense, LayoutError, Transposable
 from .base import AbstractLayout, PackedWeight, Shape, layouts
 from .storage import stored_tensor
@@ -25,15 +26,23 @@ from .vector_storage import columns_from_index, expected_bytes, index_from_colum
 
 GROUPS = (16, 8, 4, 2, 1)
 
-# Columns of a block for a row group, from this density on. Blocks keep a panel of x in a 32 KB first-level cache beside
-# the weights (24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none do); where little is kept,
-# fewer and longer blocks win, since every block loads and stores its sums. Measured with benchmarks/bench_linear.py.
+# Columns of a block for a row group, from this density on. Blocks keep a panel of x in the first-level cache beside the
+# weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none do; on AVX-512, whose
+# vectors are twice as long, 64 of 192 and 128 of 96, which the second level helps out with. Where little is kept, fewer and longer blocks win, since every
+# block loads and stores its sums. Measured with benchmarks/bench_linear.py.
 _BLOCK_COLUMNS: dict[int, tuple[tuple[float, int], ...]] = {
     1: ((0.35, 96), (0.15, 128), (0.0, 256)),
     2: ((0.35, 128), (0.0, 256)),
     4: ((0.0, 256),),
     8: ((0.0, 256),),
     16: ((0.0, 256),),
+}
+_BLOCK_COLUMNS_AVX512: dict[int, tuple[tuple[float, int], ...]] = {
+    1: ((0.15, 96), (0.0, 192)),
+    2: ((0.35, 128), (0.0, 192)),
+    4: ((0.0, 192),),
+    8: ((0.0, 192),),
+    16: ((0.0, 192),),
 }
 _MOST_KEPT = 2**31 - 1
 
@@ -45,7 +54,8 @@ def row_group(pattern: AbstractPattern) -> int:
 
 def block_count(in_: int, group: int, density: float) -> int:
     """Into how many blocks the input columns are cut for row groups of `group` and a pattern of this density."""
-    columns = next(columns for least, columns in _BLOCK_COLUMNS[group] if density >= least)
+    tables = _BLOCK_COLUMNS_AVX512 if instruction_set() == "avx512" else _BLOCK_COLUMNS
+    columns = next(columns for least, columns in tables[group] if density >= least)
     return -(-in_ // columns)
 
 

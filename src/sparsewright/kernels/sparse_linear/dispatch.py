@@ -3,41 +3,53 @@
 import functools
 import math
 
+from ..._native import instruction_set
 from ...core import DispatchEntry, DispatchTable, KernelError
 from ...layouts import PackedWeight
 from .candidates import CANDIDATES, NATIVE, AbstractNative
 
 OP = "sparse_linear"
 
-# Measured on AVX2 (Zen 3), one thread. Vectors of rows win small batches, where transposing is not repaid, and groups
-# of 16 nearly everywhere: not at 8 tokens, which just fill a vector, nor where a tile of x leaves the first-level
-# cache and few weights are kept to hide it.
-_DEFAULT = DispatchTable(
-    (
-        DispatchEntry(OP, ("single_token",), tokens=(0, 2)),
-        DispatchEntry(OP, ("row_lane", "token_lane"), group=4, tokens=(2, 3)),
-        DispatchEntry(OP, ("row_lane", "token_lane"), group=8, tokens=(2, 8)),
-        DispatchEntry(OP, ("token_lane", "row_lane"), group=16, tokens=(8, 9)),
-        DispatchEntry(
-            OP, ("token_lane", "row_lane"), group=16, tokens=(9, math.inf), in_=(1025, math.inf), density=(0, 0.2)
-        ),
-        DispatchEntry(OP, ("row_lane", "token_lane"), group=16),
-        DispatchEntry(OP, ("token_lane", "row_lane")),
-    )
+# Vectors of rows win small batches, where transposing is not repaid. Measured on AVX2 (Zen 3), one thread: groups of 16
+# win by rows nearly everywhere, but not at 8 tokens, which just fill a vector, nor where a tile of x leaves the
+# first-level cache and few weights are kept to hide it.
+_AVX2 = (
+    DispatchEntry(OP, ("row_lane", "token_lane"), group=4, tokens=(2, 3)),
+    DispatchEntry(OP, ("row_lane", "token_lane"), group=8, tokens=(2, 8)),
+    DispatchEntry(OP, ("token_lane", "row_lane"), group=16, tokens=(8, 9)),
+    DispatchEntry(
+        OP, ("token_lane", "row_lane"), group=16, tokens=(9, math.inf), in_=(1025, math.inf), density=(0, 0.2)
+    ),
+    DispatchEntry(OP, ("row_lane", "token_lane"), group=16),
 )
+# Measured on AVX-512 (Sapphire Rapids), one thread: a broadcast input feeds one multiply-add where tokens feed four.
+_AVX512 = (
+    DispatchEntry(OP, ("row_lane", "token_lane"), group=8, tokens=(2, 8)),
+    DispatchEntry(OP, ("row_lane", "token_lane"), group=16, tokens=(2, 32)),
+)
+_measured = DispatchTable()
 
-_table = _DEFAULT
+
+@functools.cache
+def _built_in() -> DispatchTable:
+    return DispatchTable(
+        (
+            DispatchEntry(OP, ("single_token",), tokens=(0, 2)),
+            *(_AVX512 if instruction_set() == "avx512" else _AVX2),
+            DispatchEntry(OP, ("token_lane", "row_lane")),
+        )
+    )
 
 
 def dispatch_table() -> DispatchTable:
-    """The table in use: what was set last, in front of the built-in one."""
-    return _table
+    """The table in use: what was set last, in front of the built-in one of this processor's instruction set."""
+    return _measured.over(_built_in())
 
 
 def set_dispatch_table(measured: DispatchTable | None) -> None:
     """Prefer kernels as measured on this machine; None goes back to the built-in table."""
-    global _table
-    _table = _DEFAULT if measured is None else measured.over(_DEFAULT)
+    global _measured
+    _measured = DispatchTable() if measured is None else measured
     choose_native.cache_clear()
 
 
@@ -49,7 +61,7 @@ def choose_native(group: int, tokens: int, in_: int, density: float) -> Abstract
         KernelError: none is able, with each one's reasons.
     """
     by_name = {kernel.name: kernel for kernel in NATIVE}
-    preferred = [by_name[name] for name in _table.prefer(OP, group, tokens, in_, density) if name in by_name]
+    preferred = [by_name[name] for name in dispatch_table().prefer(OP, group, tokens, in_, density) if name in by_name]
     for kernel in (*preferred, *NATIVE):
         if not kernel.why_not_call(group, tokens):
             return kernel

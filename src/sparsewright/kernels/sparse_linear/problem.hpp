@@ -30,6 +30,8 @@ struct LinearProblem {
     float *y;                 // (tokens, out), contiguous
     int threads;
     Kernel kernel;
+    std::int64_t level1_bytes;  // data caches of one core
+    std::int64_t level2_bytes;
 };
 
 using LinearFunction = void (*)(const LinearProblem &);
@@ -38,6 +40,9 @@ using LinearFunction = void (*)(const LinearProblem &);
 
 extern "C" {
 void sparsewright_sparse_linear_portable(const sparsewright::LinearProblem &problem);
+#if defined(SPARSEWRIGHT_WITH_AVX512)
+void sparsewright_sparse_linear_avx512(const sparsewright::LinearProblem &problem);
+#endif
 #if defined(SPARSEWRIGHT_WITH_AVX2)
 void sparsewright_sparse_linear_avx2(const sparsewright::LinearProblem &problem);
 #endif

@@ -18,10 +18,11 @@ constexpr std::int64_t weight_bytes = 192 * 1024;  // weights that stay in the s
 constexpr std::int64_t x_columns = 1024;           // columns of x that stay in the first-level cache
 
 template <int G, class Value> struct RowLane {
-    using V = std::conditional_t<(G >= lanes), Wide, f4>;
+    using V = std::conditional_t<(G >= lanes), Wide, std::conditional_t<(G == 8 && lanes > 8), f8, f4>>;
     static constexpr int width = sizeof(V) / sizeof(float);
     static constexpr int vectors = G / width;
-    static constexpr int most_tokens = vectors == 1 ? 8 : vectors == 2 ? 6 : 3;
+    // Sums, the weights they share and the input must fit the registers.
+    static constexpr int most_tokens = registers == 32 ? (vectors == 1 ? 14 : 8) : vectors == 1 ? 8 : vectors == 2 ? 6 : 3;
 
     // y of MT tokens and one row group; starts from y unless `first`, adds the bias if `last`.
     template <int MT>
@@ -118,24 +119,7 @@ template <int G, class Value> struct RowLane {
                     const auto call = [&]<int MT>() {
                         groups<MT>(p, some, blocks, tile_x, x_stride, tokens.begin + tile_of.begin);
                     };
-                    switch (tile_of.end - tile_of.begin) {
-                        case 1: call.template operator()<1>(); break;
-                        case 2: call.template operator()<2>(); break;
-                        case 3: call.template operator()<3>(); break;
-                        default:
-                            if constexpr (most_tokens >= 6) {
-                                switch (tile_of.end - tile_of.begin) {
-                                    case 4: call.template operator()<4>(); break;
-                                    case 5: call.template operator()<5>(); break;
-                                    case 6: call.template operator()<6>(); break;
-                                    default:
-                                        if constexpr (most_tokens >= 8) {
-                                            if (tile_of.end - tile_of.begin == 7) call.template operator()<7>();
-                                            else call.template operator()<8>();
-                                        }
-                                }
-                            }
-                    }
+                    with_count<most_tokens>(tile_of.end - tile_of.begin, call);
                 }
             }
         }

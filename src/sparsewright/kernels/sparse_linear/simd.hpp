@@ -13,11 +13,17 @@ namespace {
 
 typedef float f4 __attribute__((vector_size(16)));
 typedef float f8 __attribute__((vector_size(32)));
+typedef float f16 __attribute__((vector_size(64)));
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+using Wide = f16;
+constexpr int registers = 32;
+#elif defined(__AVX2__)
 using Wide = f8;
+constexpr int registers = 16;
 #else
 using Wide = f4;  // SSE2 on x86-64, NEON on arm64, scalars elsewhere
+constexpr int registers = 16;
 #endif
 constexpr int lanes = sizeof(Wide) / sizeof(float);
 
@@ -30,7 +36,9 @@ template <class V> inline V load(const float *p) {
 template <class V> inline void store(float *p, V v) { std::memcpy(p, &v, sizeof v); }
 
 template <class V> inline V splat(float s) {
-    if constexpr (sizeof(V) == 32) {
+    if constexpr (sizeof(V) == 64) {
+        return V{s, s, s, s, s, s, s, s, s, s, s, s, s, s, s, s};
+    } else if constexpr (sizeof(V) == 32) {
         return V{s, s, s, s, s, s, s, s};
     } else {
         return V{s, s, s, s};
@@ -41,7 +49,12 @@ template <class V> inline V splat(float s) {
 // and results must not depend on which loop a tile went through.
 template <class V> inline V multiply_add(V a, V b, V c) {
 #if defined(__FMA__)
-    if constexpr (sizeof(V) == 32) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+        return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    } else
+#endif
+        if constexpr (sizeof(V) == 32) {
         return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
     } else {
         return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
@@ -77,7 +90,12 @@ inline float to_float(Half half) {
 
 template <class V> inline V load(const Half *p) {
 #if defined(__F16C__)
-    if constexpr (sizeof(V) == 32) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+        return (V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    } else
+#endif
+        if constexpr (sizeof(V) == 32) {
         return (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
     } else {
         return (V)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
@@ -99,6 +117,14 @@ inline const float *as_floats(const Half *values, std::int64_t count, float *sta
     return stage;
 }
 
+// Calls `f.operator()<count>()`, for a count from 1 to `most` that is only known at run time.
+template <int most, class F> inline void with_count(std::int64_t count, const F &f) {
+    if constexpr (most > 1) {
+        if (count < most) return with_count<most - 1>(count, f);
+    }
+    f.template operator()<most>();
+}
+
 template <class T> inline T smaller(T a, T b) { return a < b ? a : b; }
 
 inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -111,11 +137,39 @@ inline Range share(std::int64_t count, std::int64_t parts, std::int64_t part) {
     return {count * part / parts, count * (part + 1) / parts};
 }
 
-// Reads a square: column[c][r] = row[r][c]. Halves of vectors are joined while they are read, which spares the
+// Reads a square: column[c][r] = row[r][c]. On AVX2 halves of vectors are joined while they are read, which spares the
 // shuffle unit the exchange of halves, the slowest step of a transposition.
 inline __attribute__((always_inline)) void read_columns(const float *const (&row)[lanes], std::int64_t at,
                                                         Wide (&column)[lanes]) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    // Whole lines are read once, because 16 rows may share one set of the first-level cache.
+    __m512 r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(row[i] + at);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {  // quarter q of r[i + c]: rows i..i+3 of column 4 q + c
+        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        const __m512 even_top = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
+        const __m512 odd_top = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+        const __m512 even_low = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+        const __m512 odd_low = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+        column[c] = (Wide)_mm512_shuffle_f32x4(even_top, even_low, 0x88);
+        column[4 + c] = (Wide)_mm512_shuffle_f32x4(odd_top, odd_low, 0x88);
+        column[8 + c] = (Wide)_mm512_shuffle_f32x4(even_top, even_low, 0xdd);
+        column[12 + c] = (Wide)_mm512_shuffle_f32x4(odd_top, odd_low, 0xdd);
+    }
+#elif defined(__AVX2__)
 #pragma GCC unroll 2
     for (int h = 0; h < 8; h += 4) {
         __m256 r[4];

@@ -2,6 +2,8 @@
 // vectors and are folded once per row group.
 #pragma once
 
+#include <type_traits>
+
 #include "problem.hpp"
 #include "simd.hpp"
 
@@ -11,22 +13,26 @@ namespace {
 
 using sparsewright::LinearProblem;
 
+// Reading weights is the bound, so vectors of 8 serve as well as longer ones.
+using Stream = std::conditional_t<(lanes > 8), f8, Wide>;
+constexpr int stream_lanes = sizeof(Stream) / sizeof(float);
+
 // x of the kept columns of one vector of weights: lane l belongs to kept column l / G.
-template <int G> inline Wide gather(const float *x, const std::uint8_t *i) {
-    if constexpr (G >= lanes) {
-        return splat<Wide>(x[i[0]]);
+template <int G> inline Stream gather(const float *x, const std::uint8_t *i) {
+    if constexpr (G >= stream_lanes) {
+        return splat<Stream>(x[i[0]]);
 #if defined(__AVX2__)
     } else if constexpr (G == 4) {
-        return (Wide)_mm256_blend_ps(_mm256_set1_ps(x[i[0]]), _mm256_set1_ps(x[i[1]]), 0xf0);
+        return (Stream)_mm256_blend_ps(_mm256_set1_ps(x[i[0]]), _mm256_set1_ps(x[i[1]]), 0xf0);
     } else if constexpr (G == 2) {
-        return Wide{x[i[0]], x[i[0]], x[i[1]], x[i[1]], x[i[2]], x[i[2]], x[i[3]], x[i[3]]};
+        return Stream{x[i[0]], x[i[0]], x[i[1]], x[i[1]], x[i[2]], x[i[2]], x[i[3]], x[i[3]]};
     } else {
-        return Wide{x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]};
+        return Stream{x[i[0]], x[i[1]], x[i[2]], x[i[3]], x[i[4]], x[i[5]], x[i[6]], x[i[7]]};
 #else
     } else if constexpr (G == 2) {
-        return Wide{x[i[0]], x[i[0]], x[i[1]], x[i[1]]};
+        return Stream{x[i[0]], x[i[0]], x[i[1]], x[i[1]]};
     } else {
-        return Wide{x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+        return Stream{x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
 #endif
     }
 }
@@ -34,7 +40,7 @@ template <int G> inline Wide gather(const float *x, const std::uint8_t *i) {
 #if defined(__AVX2__)
 // x of the next 8 kept columns when every aligned 8 columns keep exactly K: a permutation of 8 / K vectors of x that
 // reads three bits of each index.
-template <int K> inline Wide permute(const float *x, const std::uint8_t *i) {
+template <int K> inline Stream permute(const float *x, const std::uint8_t *i) {
     const __m256i lane = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(i)));
     const auto window = [&](int w) {
         __m256 v = _mm256_loadu_ps(x + 8 * w);
@@ -42,22 +48,22 @@ template <int K> inline Wide permute(const float *x, const std::uint8_t *i) {
         return _mm256_permutevar8x32_ps(v, lane);
     };
     if constexpr (K == 4) {
-        return (Wide)_mm256_blend_ps(window(0), window(1), 0xf0);
+        return (Stream)_mm256_blend_ps(window(0), window(1), 0xf0);
     } else if constexpr (K == 2) {
         const __m256 low = _mm256_blend_ps(window(0), window(1), 0x0c);
-        return (Wide)_mm256_blend_ps(low, _mm256_blend_ps(window(2), window(3), 0xc0), 0xf0);
+        return (Stream)_mm256_blend_ps(low, _mm256_blend_ps(window(2), window(3), 0xc0), 0xf0);
     } else {
         const __m256 a = _mm256_blend_ps(window(0), window(1), 0x02), b = _mm256_blend_ps(window(2), window(3), 0x08);
         const __m256 c = _mm256_blend_ps(window(4), window(5), 0x20), d = _mm256_blend_ps(window(6), window(7), 0x80);
-        return (Wide)_mm256_blend_ps(_mm256_blend_ps(a, b, 0x0c), _mm256_blend_ps(c, d, 0xc0), 0xf0);
+        return (Stream)_mm256_blend_ps(_mm256_blend_ps(a, b, 0x0c), _mm256_blend_ps(c, d, 0xc0), 0xf0);
     }
 }
 #endif
 
-// Four floats as the low lanes of a whole vector.
-inline Wide widen(f4 low) {
+// Four floats as the low stream_lanes of a whole vector.
+inline Stream widen(f4 low) {
 #if defined(__AVX2__)
-    return (Wide)_mm256_insertf128_ps(_mm256_setzero_ps(), (__m128)low, 0);
+    return (Stream)_mm256_insertf128_ps(_mm256_setzero_ps(), (__m128)low, 0);
 #else
     return low;
 #endif
@@ -75,8 +81,8 @@ template <int G> inline f4 gather_four(const float *x, const std::uint8_t *i) {
 }
 
 template <int G, class Value> struct SingleToken {
-    static constexpr int vectors = G > lanes ? G / lanes : 1;  // of one kept column
-    static constexpr int columns = G > lanes ? 1 : lanes / G;  // of one vector
+    static constexpr int vectors = G > stream_lanes ? G / stream_lanes : 1;  // of one kept column
+    static constexpr int columns = G > stream_lanes ? 1 : stream_lanes / G;  // of one vector
     // Independent sums. Short rows of single weights are bound by what surrounds them, long ones by latency.
     static constexpr int chains = G == 1 ? 2 : vectors >= 4 ? 2 : 8 / vectors;
     // Blocks read side by side for a row group, so that folding sums is paid once: as many as prefetchers follow where
@@ -86,8 +92,8 @@ template <int G, class Value> struct SingleToken {
     template <int K>
     static __attribute__((noinline)) void stream(const LinearProblem &p, Range blocks, Range groups_of,
                                                  float *partial) {
-        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * lanes) {
-            Wide sum[chains][vectors] = {};
+        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * stream_lanes) {
+            Stream sum[chains][vectors] = {};
             f4 four = {};
             float one[2] = {};
             const float *x = p.x + blocks.begin * p.block_columns;
@@ -97,7 +103,7 @@ template <int G, class Value> struct SingleToken {
                 const std::uint8_t *i = p.index + pointer[0], *end = p.index + pointer[1];
                 [[maybe_unused]] const float *window = x;
                 const auto some = [&](int c) __attribute__((always_inline)) {
-                    Wide input;
+                    Stream input;
 #if defined(__AVX2__)
                     if constexpr (K > 0) {
                         input = permute<K>(window, i + c * columns);
@@ -107,7 +113,7 @@ template <int G, class Value> struct SingleToken {
                         input = gather<G>(x, i + c * columns);
 #pragma GCC unroll 16
                     for (int v = 0; v < vectors; ++v)
-                        sum[c][v] = multiply_add(input, load<Wide>(w + (c * vectors + v) * lanes), sum[c][v]);
+                        sum[c][v] = multiply_add(input, load<Stream>(w + (c * vectors + v) * stream_lanes), sum[c][v]);
                 };
                 for (; end - i >= chains * columns; i += chains * columns, w += chains * columns * G)
 #pragma GCC unroll 16
@@ -130,13 +136,13 @@ template <int G, class Value> struct SingleToken {
                 for (int v = 0; v < vectors; ++v) sum[0][v] += sum[c][v];
             if constexpr (G <= 4) sum[0][0] += widen(four + f4{one[0], one[1], 0, 0});
             for (int v = 0; v < vectors; ++v)
-                store(partial + v * lanes, blocks.begin ? load<Wide>(partial + v * lanes) + sum[0][v] : sum[0][v]);
+                store(partial + v * stream_lanes, blocks.begin ? load<Stream>(partial + v * stream_lanes) + sum[0][v] : sum[0][v]);
         }
     }
 
     static void run(const LinearProblem &p, Range groups_of) {
         float *partials = static_cast<float *>(
-            sparsewright::scratch((groups_of.end - groups_of.begin) * vectors * lanes * sizeof(float) + 64));
+            sparsewright::scratch((groups_of.end - groups_of.begin) * vectors * stream_lanes * sizeof(float) + 64));
         auto *how = &stream<0>;
 #if defined(__AVX2__)
         if constexpr (G == 1) {
@@ -148,10 +154,10 @@ template <int G, class Value> struct SingleToken {
         const std::int64_t passes = divide_up(p.blocks, most_blocks);
         for (std::int64_t pass = 0; pass < passes; ++pass) how(p, share(p.blocks, passes, pass), groups_of, partials);
         const float *partial = partials;
-        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * lanes)
+        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += vectors * stream_lanes)
             for (std::int64_t r = 0; r < G && g * G + r < p.out; ++r) {
                 float sum = partial[r];
-                if constexpr (G < lanes)
+                if constexpr (G < stream_lanes)
                     for (int c = 1; c < columns; ++c) sum += partial[c * G + r];
                 p.y[g * G + r] = p.bias ? sum + p.bias[g * G + r] : sum;
             }

@@ -14,9 +14,10 @@ namespace {
 
 using sparsewright::LinearProblem;
 
-constexpr std::int64_t panel_bytes = 26 * 1024;    // of 32 KB first-level cache; the rest is for weights and sums
-constexpr std::int64_t sums_bytes = 208 * 1024;    // of 512 KB second-level cache
-constexpr int stage_floats = 256 * 16 + lanes;     // decoded half values of one block and one row group
+// Shares of a core's caches: what a panel of x takes of the first level, and what sums that wait for the next panel take
+// of the second. The rest is for weights.
+inline std::int64_t panel_bytes(const LinearProblem &p) { return p.level1_bytes * 13 / 16; }
+inline std::int64_t sums_bytes(const LinearProblem &p) { return p.level2_bytes * 13 / 32; }
 
 struct Span {  // the kept values of one row group in one block
     const float *values;
@@ -171,9 +172,12 @@ struct Ahead {
 
 template <int G, class Value> struct TokenLane {
     // How many rows of a group, and how many row groups, run side by side for NV vectors of tokens. At least 8
-    // independent sums hide the latency of a multiply-add; sums plus operands must fit 16 registers.
-    static constexpr int most_vectors = G == 1 ? 8 : G == 2 ? 6 : 3;
-    static constexpr int rows(int nv) { return G <= 4 ? G : nv == 1 ? 8 : 4; }
+    // independent sums hide the latency of a multiply-add; sums plus operands must fit the registers.
+    static constexpr int most_vectors = G == 1 ? 8 : G == 2 ? 6 : registers == 32 ? 4 : 3;
+    static constexpr int rows(int nv) {
+        if (G <= 4) return G;
+        return nv == 1 || (registers == 32 && nv <= 3) ? 8 : 4;
+    }
     static constexpr int side_by_side(int nv) {
         if (G == 1) return nv <= 2 ? 4 : nv <= 4 ? 2 : 1;
         if (G == 2) return nv == 1 ? 4 : nv <= 3 ? 2 : 1;
@@ -201,12 +205,13 @@ template <int G, class Value> struct TokenLane {
         }
     }
 
+    // Row groups after which y is written: whole lines of it, from sums that are still in the first-level cache.
+    static constexpr std::int64_t chunk_groups = 32 / G;
+
     template <int NV>
     static void tile(const LinearProblem &p, std::int64_t token, std::int64_t tokens, std::int64_t next_tokens,
-                     Range rows_of, float *panel, float *sums, float *stage, Span *spans) {
+                     Range rows_of, std::int64_t passes, float *panel, float *sums, float *stage, Span *spans) {
         constexpr int M = side_by_side(NV), width = NV * lanes;
-        const std::int64_t most = panel_bytes / (p.block_columns * width * static_cast<int>(sizeof(float)));
-        const std::int64_t passes = divide_up(p.blocks, most > 1 ? most : 1);
         const float *x = p.x + token * p.x_stride;
         for (std::int64_t pass = 0; pass < passes; ++pass) {
             const Range blocks = share(p.blocks, passes, pass);
@@ -218,45 +223,56 @@ template <int G, class Value> struct TokenLane {
             const std::int64_t next_begin = smaller(next.begin * p.block_columns, p.in);
             Ahead x_ahead{x + next_begin + (last ? tokens * p.x_stride : 0), p.x_stride, last ? next_tokens : tokens,
                           smaller(next.end * p.block_columns, p.in) - next_begin};
-            Ahead y_ahead;
-            if (last)
-                y_ahead = {p.y + token * p.out + rows_of.begin * G, p.out, tokens,
-                           smaller(rows_of.end * G, p.out) - rows_of.begin * G};
-            const std::int64_t steps = divide_up(rows_of.end - rows_of.begin, M);
-            const std::int64_t x_lines = divide_up(x_ahead.lines(), steps), y_lines = divide_up(y_ahead.lines(), steps);
-            std::int64_t g = rows_of.begin;
-            for (; g + M <= rows_of.end; g += M) {
-                x_ahead.fetch<false>(x_lines);
-                y_ahead.fetch<true>(y_lines);
-                groups<M, NV>(p, g, blocks.begin, count, panel, sums + (g - rows_of.begin) * G * width, spans, stage);
+            const std::int64_t steps = rows_of.end - rows_of.begin;
+            const std::int64_t x_lines = divide_up(x_ahead.lines() * M, steps);
+            const auto y_of = [&](std::int64_t begin) -> Ahead {
+                const std::int64_t end = smaller(begin + chunk_groups, rows_of.end);
+                if (!last || begin >= end) return {};
+                return {p.y + token * p.out + begin * G, p.out, tokens, smaller(end * G, p.out) - begin * G};
+            };
+            // y of a chunk is fetched while the chunk before it is summed up.
+            y_of(rows_of.begin).template fetch<true>(INT64_MAX);
+            for (std::int64_t begin = rows_of.begin; begin < rows_of.end; begin += chunk_groups) {
+                const std::int64_t end = smaller(begin + chunk_groups, rows_of.end);
+                Ahead y_ahead = y_of(end);
+                const std::int64_t y_lines = divide_up(y_ahead.lines() * M, end - begin);
+                float *const chunk = passes == 1 ? sums : sums + (begin - rows_of.begin) * G * width;
+                std::int64_t g = begin;
+                for (; g + M <= end; g += M) {
+                    x_ahead.template fetch<false>(x_lines);
+                    y_ahead.template fetch<true>(y_lines);
+                    groups<M, NV>(p, g, blocks.begin, count, panel, chunk + (g - begin) * G * width, spans, stage);
+                }
+                if constexpr (M > 1)
+                    for (; g < end; ++g)
+                        groups<1, NV>(p, g, blocks.begin, count, panel, chunk + (g - begin) * G * width, spans, stage);
+                if (last) empty_sums<NV>(p, chunk, token, tokens, begin * G, smaller(end * G, p.out));
             }
-            if constexpr (M > 1)
-                for (; g < rows_of.end; ++g)
-                    groups<1, NV>(p, g, blocks.begin, count, panel, sums + (g - rows_of.begin) * G * width, spans,
-                                  stage);
         }
-        empty_sums<NV>(p, sums, token, tokens, rows_of.begin * G, smaller(rows_of.end * G, p.out));
     }
 
     // Tokens come in vectors of `lanes`; tiles are as equal as possible, since a narrow last tile is a slow one.
     static void run(const LinearProblem &p, Range vectors, Range groups_of) {
         const std::int64_t tiles = divide_up(vectors.end - vectors.begin, most_vectors);
         const std::int64_t width = divide_up(vectors.end - vectors.begin, tiles) * lanes;
-        const std::int64_t fit = sums_bytes / (width * G * static_cast<int>(sizeof(float)));
-        const std::int64_t parts = divide_up(groups_of.end - groups_of.begin, fit > 16 ? fit : 16);
-        const std::int64_t part_groups = divide_up(groups_of.end - groups_of.begin, parts);
+        constexpr std::int64_t bytes = sizeof(float);
+        const std::int64_t most = panel_bytes(p) / (p.block_columns * width * bytes);
+        const std::int64_t passes = divide_up(p.blocks, most > 1 ? most : 1);
+        const std::int64_t pass_blocks = divide_up(p.blocks, passes);
         const std::int64_t side = side_by_side(1);
-        std::int64_t panel_floats = p.block_columns * width;
-        if (panel_floats < panel_bytes / 4) panel_floats = panel_bytes / 4;
-        const std::int64_t most_blocks = panel_bytes / 4 / (p.block_columns * lanes) + 1;
+        // With one pass, sums only live until their chunk is emptied.
+        const std::int64_t fit = sums_bytes(p) / (width * G * bytes);
+        const std::int64_t parts = passes == 1 ? 1 : divide_up(groups_of.end - groups_of.begin, fit > 16 ? fit : 16);
+        const std::int64_t part_groups = passes == 1 ? chunk_groups : divide_up(groups_of.end - groups_of.begin, parts);
+        const std::int64_t panel_floats = pass_blocks * p.block_columns * width;
         // Half values of one pass: at most one kept value per panel column, row and side-by-side group, each span
         // rounded up to whole vectors.
         std::int64_t stage = 0;
-        if (sizeof(Value) == 2) stage = side * most_blocks * (p.block_columns * G + lanes);
+        if (sizeof(Value) == 2) stage = side * pass_blocks * (p.block_columns * G + lanes);
         const std::int64_t sums_floats = (part_groups + 1) * G * width;
         const std::int64_t floats = panel_floats + sums_floats + stage;
-        char *memory = static_cast<char *>(
-            sparsewright::scratch(floats * sizeof(float) + 256 + side * most_blocks * sizeof(Span)));
+        char *memory =
+            static_cast<char *>(sparsewright::scratch(floats * bytes + 256 + side * pass_blocks * sizeof(Span)));
         float *panel = reinterpret_cast<float *>(memory);
         float *sums = panel + panel_floats / 16 * 16 + 16;
         float *staged = sums + sums_floats / 16 * 16 + 16;
@@ -271,26 +287,9 @@ template <int G, class Value> struct TokenLane {
                 const std::int64_t rest = smaller(vectors.end * lanes, p.tokens) - token - tokens;
                 const std::int64_t next = smaller(rest, width);
                 const auto call = [&]<int NV>() {
-                    tile<NV>(p, token, tokens, next, rows_of, panel, sums, staged, spans);
+                    tile<NV>(p, token, tokens, next, rows_of, passes, panel, sums, staged, spans);
                 };
-                switch (tile_of.end - tile_of.begin) {
-                    case 1: call.template operator()<1>(); break;
-                    case 2: call.template operator()<2>(); break;
-                    case 3: call.template operator()<3>(); break;
-                    default:
-                        if constexpr (most_vectors >= 6) {
-                            switch (tile_of.end - tile_of.begin) {
-                                case 4: call.template operator()<4>(); break;
-                                case 5: call.template operator()<5>(); break;
-                                case 6: call.template operator()<6>(); break;
-                                default:
-                                    if constexpr (most_vectors >= 8) {
-                                        if (tile_of.end - tile_of.begin == 7) call.template operator()<7>();
-                                        else call.template operator()<8>();
-                                    }
-                            }
-                        }
-                }
+                with_count<most_vectors>(tile_of.end - tile_of.begin, call);
             }
         }
     }
