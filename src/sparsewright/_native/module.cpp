@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/sparse_linear/int8_problem.hpp"
 #include "../kernels/sparse_linear/problem.hpp"
 
 namespace nb = nanobind;
@@ -24,29 +25,32 @@ struct InstructionSet {
     const char *name;
     bool (*runs_here)();
     LinearFunction linear;
+    Int8Function int8_linear;
 };
+
+#if defined(SPARSEWRIGHT_X86)
+bool has_avx2() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
 
 // Best first. A new set is one line here and one in CMakeLists.txt.
 const InstructionSet sets[] = {
-#if defined(SPARSEWRIGHT_WITH_AVX512)
-    {"avx512",
-     [] {
-         __builtin_cpu_init();
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
-     sparsewright_sparse_linear_avx512},
+#if defined(SPARSEWRIGHT_X86)
+    {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); },
+     sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512_vnni},
+    {"avx512", has_avx512, sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512},
+    {"avx_vnni", [] { return has_avx2() && __builtin_cpu_supports("avxvnni"); }, sparsewright_sparse_linear_avx2,
+     sparsewright_int8_linear_avx_vnni},
+    {"avx2", has_avx2, sparsewright_sparse_linear_avx2, sparsewright_int8_linear_avx2},
 #endif
-#if defined(SPARSEWRIGHT_WITH_AVX2)
-    {"avx2",
-     [] {
-         __builtin_cpu_init();
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
-     sparsewright_sparse_linear_avx2},
-#endif
-    {"scalar", [] { return true; }, sparsewright_sparse_linear_portable},
+    {"scalar", [] { return true; }, sparsewright_sparse_linear_portable, sparsewright_int8_linear_portable},
 };
 
 // The best set that this processor runs, or a lower one that SPARSEWRIGHT_ISA names.
@@ -130,6 +134,44 @@ class Operand {
     LinearFunction linear_;
 };
 
+// A packed weight in the layout "int8", likewise.
+class Int8Operand {
+  public:
+    Int8Operand(std::uintptr_t values, std::uintptr_t columns, std::uintptr_t pointers, std::uintptr_t scale,
+                std::uintptr_t sums, std::int64_t out, std::int64_t in, int group)
+        : problem_{} {
+        if (group < 4 || group % 4 || out < 1 || in < 1 || in > 65536)
+            throw std::invalid_argument("int8 weights lie in groups of a multiple of 4 rows, of 1 to 65536 columns");
+        problem_.values = at<std::int8_t>(values);
+        problem_.columns = at<std::uint16_t>(columns);
+        problem_.pointers = at<std::int32_t>(pointers);
+        problem_.scale = at<float>(scale);
+        problem_.sums = at<std::int32_t>(sums);
+        problem_.out = out;
+        problem_.in = in;
+        problem_.group = group;
+        problem_.groups = (out + group - 1) / group;
+        linear_ = current().int8_linear;
+    }
+
+    void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
+                int threads) const {
+        Int8Problem problem = problem_;
+        problem.x = at<float>(x);
+        problem.x_stride = x_stride;
+        problem.tokens = tokens;
+        problem.bias = at<float>(bias);
+        problem.y = at<float>(y);
+        problem.threads = threads;
+        if (tokens < 1) return;
+        linear_(problem);
+    }
+
+  private:
+    Int8Problem problem_;
+    Int8Function linear_;
+};
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -147,4 +189,11 @@ NB_MODULE(_core, m) {
              nb::arg("in_"), nb::arg("group"), nb::arg("blocks"), nb::arg("block_columns"), nb::arg("kept_per_8"))
         .def("linear", &Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
              nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
+    nb::class_<Int8Operand>(m, "Int8Operand")
+        .def(nb::init<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
+                      std::int64_t, int>(),
+             nb::arg("values"), nb::arg("columns"), nb::arg("pointers"), nb::arg("scale"), nb::arg("sums"),
+             nb::arg("out"), nb::arg("in_"), nb::arg("group"))
+        .def("linear", &Int8Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
+             nb::arg("y"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
 }

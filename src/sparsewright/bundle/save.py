@@ -46,8 +46,8 @@ def save(
         path: goal; an earlier file stays as it was until the new one is whole.
         dense_dtype: `fp16` stores float32 parameters that are not sparse as float16 (those that overflow it stay); the
             manifest names each, and `load` gives float32 back.
-        value_dtype: dtype of stored kept values; None: as they are packed. `fp16` halves them, and `load` widens them
-            once to what they were packed as, because float32 operands run faster at many tokens.
+        value_dtype: dtype of stored kept values that are not int8; None: as they are packed. `fp16` halves them, and
+            `load` widens them once to what they were packed as, because float32 operands run faster at many tokens.
         plan: patterns and value types for masked layers; without it patterns are read off the masks.
         quality, cost: plain JSON that `inspect` shows: what evaluation gave, what the profile predicts.
         source: where the model came from, for people (`load` never opens it).
@@ -97,7 +97,8 @@ def _add_planes(state: ModelState, tensors: dict[str, Tensor], value_dtype: str 
     records = {}
     for layer, sparse in state.layers.items():
         operand = sparse.packed
-        packed = operand if value_dtype is None else operand.with_values(VALUE_TYPES[value_dtype])
+        keep = value_dtype is None or operand.value_dtype == torch.int8
+        packed = operand if keep else operand.with_values(VALUE_TYPES[value_dtype or "fp32"])
         planes = layouts.get(packed.layout).to_storage(packed)
         for plane, tensor in planes.items():
             tensors[plane_name(layer, _LEVEL, plane)] = tensor

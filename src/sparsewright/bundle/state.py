@@ -86,8 +86,8 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
             continue
         if "_packed_params" in name:
             raise BundleError(
-                f"This release stores no dense int8 layers, but {name.partition('._packed_params')[0]!r} is one. "
-                "Plan it with fp16 values, or leave int8 out of the choices."
+                f"A bundle stores no layers of torch's own quantisation, but {name.partition('._packed_params')[0]!r} "
+                "is one. Plan the layer with int8 values instead: `pack_` makes it int8 in a form that can be stored."
             )
         if not isinstance(value, Tensor):
             raise BundleError(
@@ -132,10 +132,13 @@ def _of_masked(ref: LayerRef, planned: LayerPlan | None) -> SparseLayer:
     pattern = planned.pattern if planned is not None and not planned.is_dense else None
     if pattern is None or pattern.why_not(ref.shape) or pattern.check_mask(mask):
         pattern = read_pattern(mask)
-    dtype = VALUE_TYPES[planned.value_dtype] if planned is not None and planned.value_dtype != "int8" else None
+    dtype = VALUE_TYPES[planned.value_dtype] if planned is not None else None
     # What cannot run packed comes back with its mask, so it is kept in the form that remembers the mask itself.
-    runs = ref.runs_packed and not layouts.get("vector").why_not(pattern, ref.shape)
-    packed = pack(weight, mask, "vector" if runs else "bitmask", pattern, dtype)
+    wanted = "int8" if dtype == torch.int8 else "vector"
+    runs = ref.runs_packed and not layouts.get(wanted).why_not(pattern, ref.shape)
+    if not runs and dtype == torch.int8:
+        dtype = None
+    packed = pack(weight, mask, wanted if runs else "bitmask", pattern, dtype)
     parameter = ref.module.weight
     assert isinstance(parameter, Tensor)
     view: View = "transposed" if ref.kind == "transposed" else "conv2d" if ref.kind == "conv2d" else "linear"

@@ -110,6 +110,11 @@ class Plan:
         """The layers from which something is removed."""
         return {name: layer for name, layer in self.layers.items() if not layer.is_dense}
 
+    @property
+    def int8_layers(self) -> dict[str, LayerPlan]:
+        """The layers whose values are rounded to int8, dense ones included."""
+        return {name: layer for name, layer in self.layers.items() if layer.value_dtype == "int8"}
+
     def patterns(self) -> dict[str, AbstractPattern]:
         """Layer name -> pattern."""
         return {name: layer.pattern for name, layer in self.layers.items()}

@@ -1,4 +1,4 @@
-"""torch's dynamic int8 linear: the dense rival, and a choice for layers that sparsity cannot speed up.
+"""torch's dynamic int8 linear: the dense rival.
 
 torch has announced the move of this module to another package; the import stays inside the function so that its
 warning reaches nobody who does not ask for int8.
@@ -26,7 +26,7 @@ def dynamic_int8(module: nn.Module) -> nn.Module:
 
     holder = nn.Sequential(copy.deepcopy(module)) if isinstance(module, nn.Linear) else module
     if not [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]:
-        raise ModelError("This build of torch has no int8 engine. Leave int8 out of the choices and of the rivals.")
+        raise ModelError("This build of torch has no int8 engine. Leave it out of the rivals.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = quantize_dynamic(holder, {nn.Linear}, dtype=torch.qint8)

@@ -5,14 +5,13 @@ Several copies take turns, because a model with many layers never finds the same
 
 import itertools
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from .. import layouts
-from ..core import AbstractPattern, Dense, LayoutError, ValueType
+from ..core import AbstractPattern, Dense, ValueType
 from ..layouts import PackedWeight
 from ..nn import SparseTensor
 from ..solvers import solve_mask
@@ -24,7 +23,7 @@ Operand = Callable[[Tensor], Tensor]
 _ROTATED_BYTES = 12 << 20
 _COPIES = (2, 6)
 
-TORCH_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+TORCH_DTYPES: dict[ValueType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 
 
 def random_weight(shape: Shape, seed: int = 0) -> Tensor:
@@ -50,10 +49,9 @@ def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueTyp
         KernelError: no kernel runs it here (raised by the first call).
     """
     pattern.require_fit(shape, "the layer to time")
-    if value_dtype == "int8" or isinstance(pattern, Dense):
-        raise LayoutError(f"{pattern} with {value_dtype} values has no packed layout. Pack sparse fp32 or fp16.")
     weight = random_weight(shape)
-    mask = solve_mask(weight.abs(), pattern)
+    dense = isinstance(pattern, Dense)
+    mask = torch.ones(shape, dtype=torch.bool) if dense else solve_mask(weight.abs(), pattern)
     packed = layouts.pack(weight, mask, pattern=pattern, value_dtype=TORCH_DTYPES[value_dtype])
     bias = torch.zeros(shape[0])
     copies = [packed, *(_clone(packed) for _ in range(_copies(packed.size_bytes) - 1))]
@@ -62,28 +60,14 @@ def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueTyp
     return lambda x: functional.linear(x, next(turn), bias)
 
 
-def int8_operand(shape: Shape) -> Operand:
-    """torch's dynamically quantised dense linear (int8 weights, int8 activations)."""
-    from .int8 import dynamic_int8
-
-    modules = []
-    for seed in range(_copies(shape[0] * shape[1])):
-        linear = nn.Linear(shape[1], shape[0])
-        with torch.no_grad():
-            linear.weight.copy_(random_weight(shape, seed))
-        modules.append(dynamic_int8(linear))
-    turn = itertools.cycle(modules)
-    return lambda x: next(turn)(x)
-
-
 def operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueType) -> Operand:
     """What runs a layer of this shape under this choice.
 
     A dense layer with fp16 values is stored so and computed in float32: its time is that of the dense layer.
     """
-    if not isinstance(pattern, Dense):
-        return packed_operand(shape, pattern, value_dtype)
-    return int8_operand(shape) if value_dtype == "int8" else dense_operand(shape)
+    if isinstance(pattern, Dense) and value_dtype != "int8":
+        return dense_operand(shape)
+    return packed_operand(shape, pattern, value_dtype)
 
 
 def _copies(size_bytes: int) -> int:

@@ -11,9 +11,8 @@ from .. import layouts
 from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType
 from ..models import LayerRef, layers
 from ..nn import SparseTensor, as_parameter
-from .int8 import dynamic_int8
 from .operands import TORCH_DTYPES
-from .target import AbstractTarget, load_target
+from .target import AbstractTarget, load_target, runs_with
 
 _MASK = "weight_mask"
 
@@ -27,7 +26,7 @@ class PackedLayer:
         name: module name.
         shape: `(out, in)`.
         pattern: text.
-        layout: layout name, `torch dynamic int8`, or empty where it stays masked.
+        layout: layout name, or empty where it stays as it is.
         value_dtype: how the kept values are stored.
         packed: whether the layer changed its form.
         ratio: seconds / dense seconds on the target, mean over the tokens; None where nobody asked the target.
@@ -88,7 +87,7 @@ def pack_(
     # All new weights first, so that an error leaves the model as it was.
     made = [_make(ref, mask, layer, machine, counts) for ref, mask, layer in work]
     for (ref, _, _), (_, replacement) in zip(work, made):
-        _install(model, ref, replacement)
+        _install(ref, replacement)
     return [row for row, _ in made]
 
 
@@ -118,14 +117,14 @@ def _prepare(machine: AbstractTarget, wanted: list[tuple[tuple[int, int], LayerP
             machine.prepare([shape], patterns, tokens, [value_dtype])
 
 
-Replacement = SparseTensor | nn.Module | None
+Replacement = SparseTensor | None
 
 
 def _make(
     ref: LayerRef, mask: Tensor | None, layer: LayerPlan, machine: AbstractTarget | None, tokens: list[int]
 ) -> tuple[PackedLayer, Replacement]:
     ratio: float | None = None
-    if mask is not None and (layer.is_dense or layer.value_dtype == "int8"):
+    if (mask is not None and layer.is_dense) or not runs_with(layer.pattern, layer.value_dtype):
         return _kept(ref, layer, None, f"{layer.pattern} with {layer.value_dtype} values has no packed form"), None
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
@@ -140,13 +139,9 @@ def _make(
         ratio = sum(cost.ratio for cost in costs) / len(costs)
         if ratio >= 1.0:
             return _kept(ref, layer, ratio, f"dense is faster here: {1 / ratio:.2f}x at {tokens} tokens"), None
-    if mask is None:
-        module = dynamic_int8(ref.module)
-        size = ref.shape[0] * ref.shape[1]
-        return PackedLayer(ref.name, ref.shape, "dense", "torch dynamic int8", "int8", True, ratio, size), module
-    dtype = TORCH_DTYPES["fp16" if layer.value_dtype == "fp16" else "fp32"]
     weight = ref.get_weight()
-    packed = layouts.pack(weight, mask, layer.layout, layer.pattern, dtype)
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    packed = layouts.pack(weight, kept, layer.layout, layer.pattern, TORCH_DTYPES[layer.value_dtype])
     row = PackedLayer(
         ref.name, ref.shape, str(layer.pattern), packed.layout, layer.value_dtype, True, ratio, packed.size_bytes
     )
@@ -159,10 +154,7 @@ def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> 
     return PackedLayer(ref.name, ref.shape, str(layer.pattern), "", layer.value_dtype, False, ratio, size, reason)
 
 
-def _install(model: nn.Module, ref: LayerRef, replacement: Replacement) -> None:
-    if isinstance(replacement, SparseTensor):
+def _install(ref: LayerRef, replacement: Replacement) -> None:
+    if replacement is not None:
         ref.module._parameters["weight"] = as_parameter(replacement)  # type: ignore[assignment]
         ref.module._buffers.pop(_MASK, None)
-    elif replacement is not None:
-        parent, _, child = ref.name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replacement)

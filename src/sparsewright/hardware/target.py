@@ -8,6 +8,7 @@ from typing import Any, final
 
 from .. import layouts
 from ..core import AbstractPattern, Dense, ProfileError, Registry, ValueType, suggest
+from ..layouts.int8 import row_group
 from .profile import Cost, Profile
 
 Shape = tuple[int, int]
@@ -25,7 +26,7 @@ class AbstractTarget(ABC):
 
         Args:
             shape: `(out, in)`.
-            pattern: where zeros are; `Dense()` with `int8` is a dynamically quantised dense layer.
+            pattern: where zeros are; `Dense()` with `int8` is the dense int8 layer.
             tokens: rows of the input.
             value_dtype: how the kept values are stored.
 
@@ -91,6 +92,11 @@ def why_not_packed(pattern: AbstractPattern, shape: Shape) -> list[str]:
     if isinstance(pattern, Dense):
         return []
     return pattern.why_not(shape) or layouts.layouts.get("vector").why_not(pattern, shape)
+
+
+def runs_with(pattern: AbstractPattern, value_dtype: ValueType) -> bool:
+    """Whether a kernel runs a pattern with values of this type: int8 wants rows that share a choice, or dense ones."""
+    return value_dtype != "int8" or row_group(pattern) is not None
 
 
 def load_target(target: "str | PathLike[str] | AbstractTarget", max_age_days: float | None = None) -> AbstractTarget:

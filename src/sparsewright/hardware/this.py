@@ -23,7 +23,7 @@ from .fingerprint import this_machine
 from .operands import Operand, operand
 from .profile import Cost, CostRow, Profile
 from .store import CostStore
-from .target import AbstractTarget, targets, why_not_packed
+from .target import AbstractTarget, runs_with, targets, why_not_packed
 from .timing import Call, Samples, interleave
 
 Shape = tuple[int, int]
@@ -124,15 +124,16 @@ class ThisTarget(AbstractTarget):
             shapes: `(out, in)` of each layer kind.
             patterns: dense is always measured beside them.
             tokens: token counts.
-            value_dtypes: of the sparse values; `int8` means the dynamically quantised dense layer.
+            value_dtypes: of the kept values; `int8` also measures the dense int8 layer, and is left out of patterns
+                that have no int8 kernel.
             minutes: about how long all of it may take; None spends about 1.5 s on every shape and token count.
         """
         choices: list[Choice] = [(Dense(), "fp32")]
         for value_dtype in value_dtypes:
-            if value_dtype == "int8":
-                choices.append((Dense(), "int8"))
-            else:
-                choices += [(p, value_dtype) for p in patterns if not isinstance(p, Dense)]
+            wanted = (
+                [Dense(), *patterns] if value_dtype == "int8" else [p for p in patterns if not isinstance(p, Dense)]
+            )
+            choices += [(p, value_dtype) for p in wanted if runs_with(p, value_dtype)]
         choices = list(dict.fromkeys(choices))
         work = []
         for shape in dict.fromkeys((int(out), int(in_)) for out, in_ in shapes):
@@ -240,7 +241,7 @@ def profile(
         shapes: `(out, in)`; default the three shapes of BERT-base.
         patterns: default the CPU search space.
         tokens: token counts.
-        value_dtypes: of the kept values; `int8` adds torch's dynamically quantised dense layer.
+        value_dtypes: of the kept values; `int8` adds the dense int8 layer.
         minutes: about how long measuring may take.
         threads: intra-op threads.
         remeasure: forget earlier measurements of this machine first.

@@ -1,6 +1,6 @@
 """Floor 2: how a masked weight is stored. One file per layout; importing this package registers them all."""
 
-from . import bitmask, masked, vector
+from . import bitmask, int8, masked, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import infer_pattern, pack
 
@@ -10,6 +10,7 @@ __all__ = [
     "PackedWeight",
     "bitmask",
     "infer_pattern",
+    "int8",
     "layouts",
     "masked",
     "pack",

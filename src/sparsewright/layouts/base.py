@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class PackedWeight:
         layout: registered name of the layout that made it.
         pattern: the rule that the mask obeys.
         shape: `(out, in)` of the dense weight.
-        value_dtype: dtype of the kept values and of `unpack()`.
+        value_dtype: dtype of the kept values and of `unpack()`; int8 values unpack to float32.
         tensors: the layout's own tensors by name; treat them as read-only.
     """
 
@@ -73,6 +73,8 @@ class PackedWeight:
         """
         if value_dtype == self.value_dtype:
             return self
+        if torch.int8 in (value_dtype, self.value_dtype):
+            raise LayoutError("Int8 values have scales of their own: unpack the weight and pack it again.")
         cast = {
             name: tensor.to(value_dtype) if tensor.is_floating_point() else tensor
             for name, tensor in self.tensors.items()
@@ -93,9 +95,14 @@ class PackedWeight:
 class AbstractLayout(ABC):
     """How a masked weight is stored in memory and in a file.
 
-    Laws (checked by `sparsewright.testing.LayoutContract`): `unpack(pack(w, mask)) == where(mask, w, 0)` in the value
-    dtype, bit for bit; `from_storage(to_storage(p))` gives the same weight; a malformed storage raises BundleError.
+    Laws (checked by `sparsewright.testing.LayoutContract`): `unpack(pack(w, mask)) == where(mask, w, 0)` rounded to the
+    value dtype, bit for bit; `from_storage(to_storage(p))` gives the same weight; malformed storage raises BundleError.
+
+    Attributes:
+        value_dtypes: of the kept values that it stores.
     """
+
+    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = VALUE_DTYPES
 
     @abstractmethod
     def why_not(self, pattern: AbstractPattern, shape: Shape) -> list[str]:
@@ -109,16 +116,20 @@ class AbstractLayout(ABC):
             weight: `(out, in)`, floating point, finite.
             mask: `(out, in)` bool, True = keep, obeys `pattern`; the door `pack()` has checked both.
             pattern: the rule; `why_not(pattern, shape)` is empty.
-            value_dtype: one of `VALUE_DTYPES`.
+            value_dtype: one of `value_dtypes`.
         """
+
+    def rounded(self, weight: Tensor, value_dtype: torch.dtype) -> Tensor:
+        """What becomes of `(out, in)` weights in a value dtype; the values that `unpack` gives back."""
+        return weight.to(value_dtype)
 
     @abstractmethod
     def unpack(self, packed: PackedWeight) -> Tensor:
-        """Dense `(out, in)` in `packed.value_dtype`, zero where nothing is kept."""
+        """Dense `(out, in)` in `packed.value_dtype` (float32 for int8), zero where nothing is kept."""
 
     @abstractmethod
     def to_storage(self, packed: PackedWeight) -> dict[str, Tensor]:
-        """The bit-packed file form: `values` (value dtype) and `index` (uint8), CPU, contiguous."""
+        """The bit-packed file form, CPU, contiguous: `values` (value dtype), `index` (uint8) and whatever else."""
 
     @abstractmethod
     def from_storage(

@@ -6,8 +6,8 @@ from torch import Tensor
 from ..core import AbstractPattern, Block, Dense, LayoutError, Unstructured, parse_pattern, require_finite
 from .base import VALUE_DTYPES, PackedWeight, layouts
 
-# What `auto` tries, best first; the last one takes every weight.
-AUTO_ORDER = ("vector", "masked")
+# What `auto` tries, best first; of floating values the last one takes every weight.
+AUTO_ORDER = ("vector", "int8", "masked")
 # Row groups that kernels know; `infer_pattern` looks for the widest one that the mask obeys.
 SHARING_GROUPS = (16, 8, 4, 2)
 
@@ -24,12 +24,13 @@ def pack(
     Args:
         weight: `(out, in)`, floating point, finite.
         mask: `(out, in)` bool, True = keep.
-        layout: a registered layout, or `auto`: `vector` where it fits, else `masked`.
+        layout: a registered layout, or `auto`: `vector` where it fits, else `masked`; `int8` for int8 values.
         pattern: the rule that the mask obeys; None reads it off the mask (`infer_pattern`).
-        value_dtype: float32, float16 or bfloat16; None keeps the weight's (float64 becomes float32).
+        value_dtype: float32, float16, bfloat16 or int8 (one scale per row); None keeps the weight's (float64 becomes
+            float32), or int8 for the layout `int8`.
 
     Returns:
-        The packed weight; `.unpack()` equals `where(mask, weight, 0)` in the value dtype.
+        The packed weight; `.unpack()` equals `where(mask, weight, 0)` rounded to the value dtype.
 
     Raises:
         LayoutError: shapes or dtypes do not match, the mask breaks the pattern, or the layout cannot store it.
@@ -37,18 +38,20 @@ def pack(
     """
     _check_pair(weight, mask)
     weight = weight.detach()
-    dtype = _value_dtype(weight, value_dtype)
+    dtype = _value_dtype(weight, torch.int8 if layout == "int8" and value_dtype is None else value_dtype)
     require_finite(weight, "weight to pack")
     rule = infer_pattern(mask) if pattern is None else parse_pattern(pattern)
     shape = (weight.shape[0], weight.shape[1])
     broken = rule.why_not(shape) or rule.check_mask(mask)
     if broken:
         raise LayoutError(f"The mask must obey {rule}: {'; '.join(broken)}. Solve it again, or leave `pattern` out.")
-    if dtype != weight.dtype:
+    if dtype not in (weight.dtype, torch.int8):
         require_finite(torch.where(mask, weight, 0).to(dtype), f"weight to pack, cast to {dtype},")
-    name = _choose(rule, shape) if layout == "auto" else layout
+    name = _choose(rule, shape, dtype) if layout == "auto" else layout
     chosen = layouts.get(name)
     reasons = chosen.why_not(rule, shape)
+    if dtype not in chosen.value_dtypes:
+        reasons = [*reasons, f"it holds {', '.join(map(str, chosen.value_dtypes))} values, not {dtype}"]
     if reasons:
         raise LayoutError(
             f"The layout {name!r} cannot store {rule} of shape {shape}: {'; '.join(reasons)}. Use layout='auto'."
@@ -93,15 +96,17 @@ def _check_pair(weight: Tensor, mask: Tensor) -> None:
 
 def _value_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype:
     dtype = asked or (torch.float32 if weight.dtype == torch.float64 else weight.dtype)
-    if dtype not in VALUE_DTYPES:
-        known = ", ".join(str(known) for known in VALUE_DTYPES)
+    if dtype not in (*VALUE_DTYPES, torch.int8):
+        known = ", ".join(str(known) for known in (*VALUE_DTYPES, torch.int8))
         raise LayoutError(f"Kept values can be {known}, got {dtype}. Pass value_dtype=torch.float32.")
     return dtype
 
 
-def _choose(pattern: AbstractPattern, shape: tuple[int, int]) -> str:
-    known = layouts.names()
-    for name in AUTO_ORDER:
-        if name in known and not layouts.get(name).why_not(pattern, shape):
+def _choose(pattern: AbstractPattern, shape: tuple[int, int], dtype: torch.dtype) -> str:
+    able = [name for name in AUTO_ORDER if name in layouts.names() and dtype in layouts.get(name).value_dtypes]
+    reasons = {name: layouts.get(name).why_not(pattern, shape) for name in able}
+    for name, against in reasons.items():
+        if not against:
             return name
-    raise LayoutError(f"No layout stores {pattern} of shape {shape}. Known: {', '.join(known)}.")
+    why = "; ".join(f"{name}: {', '.join(against)}" for name, against in reasons.items())
+    raise LayoutError(f"No layout stores {pattern} of shape {shape} with {dtype} values. {why}.")

@@ -54,7 +54,7 @@ def row_group(pattern: AbstractPattern) -> int:
 
 def block_count(in_: int, group: int, density: float) -> int:
     """Into how many blocks the input columns are cut for row groups of `group` and a pattern of this density."""
-    tables = _BLOCK_COLUMNS_AVX512 if instruction_set() == "avx512" else _BLOCK_COLUMNS
+    tables = _BLOCK_COLUMNS_AVX512 if instruction_set().startswith("avx512") else _BLOCK_COLUMNS
     columns = next(columns for least, columns in tables[group] if density >= least)
     return -(-in_ // columns)
 
@@ -83,8 +83,25 @@ def _places(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor, Tensor]:
     return segment % groups, index.to(torch.int64) + segment // groups * block_columns(in_, blocks)
 
 
-def _shared_mask(mask: Tensor, pattern: AbstractPattern, group: int) -> Tensor:
-    """`(ceil(out / group), in)` bool: columns that any row of the group keeps, filled up to regularity."""
+def shared_columns(mask: Tensor, pattern: AbstractPattern, group: int) -> Tensor:
+    """What row groups of an operand keep, as regular as the pattern.
+
+    Args:
+        mask: `(out, in)` bool.
+        pattern: the rule that it obeys.
+        group: rows of one group of the operand; divides the pattern's.
+
+    Returns:
+        `(ceil(out / group), in)` bool: columns that any row of the pattern's group keeps.
+    """
+    out = mask.shape[0]
+    shared = _of_pattern(mask, pattern)
+    return shared.repeat_interleave(pattern.group // group, dim=0)[: -(-out // group)]
+
+
+def _of_pattern(mask: Tensor, pattern: AbstractPattern) -> Tensor:
+    """`(ceil(out / pattern.group), in)` bool: columns that any row of the group keeps, filled up to regularity."""
+    group = pattern.group
     mask = torch.nn.functional.pad(mask, (0, 0, 0, -mask.shape[0] % group))
     shared: Tensor = mask.unflatten(0, (-1, group)).any(1)
     if isinstance(pattern, NM | Transposable):
@@ -138,8 +155,7 @@ class Vector(AbstractLayout):
         """Gather kept columns block by block; linear time."""
         out, in_ = weight.shape
         group = row_group(pattern)
-        shared = _shared_mask(mask, pattern, pattern.group)
-        shared = shared.repeat_interleave(pattern.group // group, dim=0)[: -(-out // group)]
+        shared = shared_columns(mask, pattern, group)
         index, pointers, places = _operand(shared, in_, group, pattern.density)
         kept = torch.where(mask, weight, 0).to(value_dtype)
         kept = torch.nn.functional.pad(kept, (0, 0, 0, -out % group))

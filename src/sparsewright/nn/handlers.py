@@ -143,14 +143,15 @@ def _to_copy(
     non_blocking: bool = False,
     memory_format: Any = None,
 ) -> SparseTensor:
-    """Move, and see as another dtype. 16-bit dtypes store the values so; float32 leaves 16-bit values."""
+    """Move, and see as another dtype. 16-bit dtypes store the values so, unless they are int8; float32 leaves 16-bit
+    values."""
     packed = tensor.packed
     if dtype is not None and dtype not in _SEEN_AS:
         raise KernelError(
             f"A packed weight can be seen as float32, float16, bfloat16 or float64, not as {dtype}. "
             "Pack again with another value dtype instead."
         )
-    if dtype in (torch.float16, torch.bfloat16) and packed.value_dtype != dtype:
+    if dtype in (torch.float16, torch.bfloat16) and packed.value_dtype not in (dtype, torch.int8):
         packed = _with_values(packed, dtype)
     moved = packed if device is None else copy_packed(packed, lambda inner: inner.to(device))
     # `.to(copy=True)` and deep moves promise new memory.

@@ -1,6 +1,6 @@
 """What of a model is masked, packed or dense, and which kernel runs it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..layouts import PackedWeight
-from .sparse_tensor import SparseTensor, copy_packed
+from .sparse_tensor import SparseTensor
 
 _MASK = "weight_mask"
 
@@ -40,8 +40,11 @@ def kept_places(packed: PackedWeight) -> Tensor:
     if any(tensor.shape == (out, in_) and tensor.is_floating_point() for tensor in packed.tensors.values()):
         # The layout stores every value: its zeros are all that tells.
         return packed.unpack() != 0
-    ones = copy_packed(packed, lambda inner: torch.ones_like(inner) if inner.is_floating_point() else inner)
-    return ones.unpack() != 0
+    ones = {
+        name: torch.ones_like(tensor) if name == "values" or tensor.is_floating_point() else tensor
+        for name, tensor in packed.tensors.items()
+    }
+    return replace(packed, tensors=ones).unpack() != 0
 
 
 @final

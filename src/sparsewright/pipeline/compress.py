@@ -1,11 +1,13 @@
 """Stages that change weights: train the dense model if asked, sparsify under a plan, recover."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..core import Plan, RecipeError
+from ..hardware import pack_
 from ..models import sparsify_
 from ..models.tasks.images import AbstractImageTask
 from ..training import recover
@@ -65,6 +67,9 @@ def sparsified(session: Session, plan: Plan, stage: str) -> nn.Module:
     model = session.copy_of_dense()
 
     def work() -> dict[str, Any]:
+        if not plan.sparse_layers:
+            save_weights(model, session.folder.file(file))
+            return {"plan": plan.to_data(), "errors": {}, "skipped": {}}
         made = sparsify_(
             model,
             plan,
@@ -86,10 +91,19 @@ def sparsified(session: Session, plan: Plan, stage: str) -> nn.Module:
     return model
 
 
+def as_it_runs(model: nn.Module, plan: Plan) -> nn.Module:
+    """The model as it will answer: a packed copy where the plan rounds layers to int8, else the model itself."""
+    if not plan.int8_layers:
+        return model
+    packed = copy.deepcopy(model)
+    pack_(packed, plan=plan, force=True)
+    return packed.eval()
+
+
 def recovered(session: Session, model: nn.Module, plan: Plan, stage: str) -> nn.Module:
     """Distil into the sparsified model, in place; goes on from its checkpoint after a kill."""
     section = session.recipe.recover
-    if not section.enabled:
+    if not section.enabled or not plan.sparse_layers:
         return model
     file = f"{stage}.safetensors"
     checkpoint = session.folder.file(f"{stage}.checkpoint")

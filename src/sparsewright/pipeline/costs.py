@@ -61,8 +61,8 @@ def value_types(session: Session) -> list[ValueType]:
     """Value types of the search space: the recipe's, or those of its own plan."""
     if session.given_plan is None:
         return list(session.recipe.sparsify.value_dtypes)
-    sparse = session.given_plan.sparse_layers.values()
-    return list(dict.fromkeys(layer.value_dtype for layer in sparse)) or ["fp32"]
+    changed = session.given_plan.sparse_layers | session.given_plan.int8_layers
+    return list(dict.fromkeys(layer.value_dtype for layer in changed.values())) or ["fp32"]
 
 
 def _on(times: dict[str, ModelTime], target: AbstractTarget) -> dict[str, ModelTime]:

@@ -24,7 +24,7 @@ def packed_model(session: Session, settled: Settled) -> nn.Module:
     """The settled weights in the plan's packed layouts."""
     model = session.copy_of_dense()
     load_weights(model, session.folder.file(f"{settled.stage}.safetensors"))
-    if settled.plan.sparse_layers or any(layer.value_dtype == "int8" for layer in settled.plan.layers.values()):
+    if settled.plan.sparse_layers or settled.plan.int8_layers:
         # The plan holds what wins by the measured costs; pack_ is not asked to decide again.
         pack_(model, plan=settled.plan, force=True)
     return model.eval()

@@ -22,7 +22,7 @@ from ..search import (
     sweep,
     uniform_picks,
 )
-from .compress import base_of, recovered, sparsified
+from .compress import as_it_runs, base_of, recovered, sparsified
 from .folder import RunFolder, digest
 from .session import Session
 
@@ -108,7 +108,7 @@ def sensitivity_stage(session: Session, table: CostTable) -> Sensitivity:
             session.candidates,
             patterns,
             sparsifier=ranking,
-            int8=any(c.is_dense and c.value_dtype == "int8" for row in table.choices for c in row),
+            int8=any(c.value_dtype == "int8" for row in table.choices for c in row),
             cache=figures,
         )
         return {
@@ -218,10 +218,11 @@ class PlanSearch:
         choices = self.table.pick_of(plan)
         for name, number in zip(self.table.names, choices):
             layer = plan.layers.get(name)
-            if layer is not None and not layer.is_dense and number == 0:
+            if layer is not None and (not layer.is_dense or layer.value_dtype == "int8") and number == 0:
                 why = "; ".join(self.table.reasons.get(name, ("it cannot run on this target",)))
                 raise PlanError(
-                    f"The recipe plans {layer.pattern} for {name}, which does not win here: {why}. Leave it out."
+                    f"The recipe plans {layer.pattern} with {layer.value_dtype} values for {name}, which does not win "
+                    f"here: {why}. Leave it out."
                 )
         pick = describe(self.table, self.sensitivity.losses(self.table), choices, "the recipe's own", "search")
         self.one_shot(pick)
@@ -255,12 +256,12 @@ class PlanSearch:
         stage = f"recovered-{mark}"
         model = sparsified(self.session, plan, f"sparse-{mark}")
         model = recovered(self.session, model, plan, stage)
-        if not self.session.recipe.recover.enabled:
+        if not self.session.recipe.recover.enabled or not plan.sparse_layers:
             return Settled(plan, pick, one_shot, one_shot, f"sparse-{mark}", attempt)
 
         def work() -> dict[str, Any]:
             dense = self.session.score("dense", self.session.dense, "validation")
-            return vars(judge(self.session.score(stage, model, "validation"), dense))
+            return vars(judge(self.session.score(stage, as_it_runs(model, plan), "validation"), dense))
 
         depends = {"stage": stage, "base": base_of(self.session), "plan": plan.to_data()}
         depends["recover"] = self.session.recipe.recover.model_dump()
@@ -359,9 +360,9 @@ def evaluate_stage(session: Session, plan: Plan, name: str) -> Judgement:
 
     def work() -> dict[str, Any]:
         dense = session.score("dense", session.dense, "validation")
-        if not plan.sparse_layers:
+        if not plan.sparse_layers and not plan.int8_layers:
             return vars(judge(dense, dense))
-        model = sparsified(session, plan, name.replace("trial-", "sparse-"))
+        model = as_it_runs(sparsified(session, plan, name.replace("trial-", "sparse-")), plan)
         return vars(judge(session.score(name, model, "validation"), dense))
 
     return Judgement(**session.folder.stage(name, {"plan": plan.to_data(), "base": base_of(session)}, work))

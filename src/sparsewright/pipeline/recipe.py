@@ -73,7 +73,7 @@ class SparsifySection(_Section):
 
     method: str = "sparsegpt"
     patterns: tuple[str, ...] = DEFAULT_PATTERNS
-    value_dtypes: tuple[Literal["fp32", "fp16"], ...] = ("fp32",)
+    value_dtypes: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)] = ("fp32",)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None

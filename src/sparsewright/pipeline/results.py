@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..core import VALUE_BITS
 from ..hardware import this_machine
-from ..search import CostTable
+from ..search import Choice, CostTable
 from .costs import device_rows
 from .deliver import final_judgement
 from .folder import digest
@@ -127,7 +126,7 @@ def _layer_rows(session: Session, search: PlanSearch, settled: Settled) -> list[
             {
                 **row,
                 "pattern": str(choice.pattern),
-                "layout": "vector" if not choice.is_dense else "",
+                "layout": "int8" if choice.value_dtype == "int8" else "" if choice.is_dense else "vector",
                 "value_dtype": choice.value_dtype,
                 "sparsifier": plan.sparsifier or session.recipe.sparsify.method if not choice.is_dense else None,
                 "density": choice.pattern.density,
@@ -147,9 +146,8 @@ def _bytes(session: Session, settled: Settled, kept: dict[str, Any], parameters:
     width = 2 if kept["dense_dtype"] == "fp16" else 4
     planned = 0.0
     inside = 0
-    for name, layer in settled.plan.sparse_layers.items():
-        stored = session.recipe.save.values or layer.value_dtype
-        planned += layer.pattern.theoretical_bytes(shapes[name], VALUE_BITS[stored])
+    for name, layer in (settled.plan.sparse_layers | settled.plan.int8_layers).items():
+        planned += Choice(layer.pattern, layer.value_dtype).size_bytes(shapes[name], session.recipe.save.values)
         inside += shapes[name][0] * shapes[name][1]
     return {
         "dense_fp32": 4 * parameters,

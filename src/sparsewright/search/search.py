@@ -265,7 +265,7 @@ def measure_plan(model: nn.Module, plan: Plan, batch: Any, *, threads: int = 1, 
     if plan.sparse_layers:
         data_free = Plan({name: replace(layer, sparsifier="magnitude") for name, layer in plan.layers.items()})
         sparsify_(packed, data_free, method="magnitude")
-    if plan.sparse_layers or any(layer.value_dtype == "int8" for layer in plan.layers.values()):
+    if plan.sparse_layers or plan.int8_layers:
         pack_(packed, plan=plan, force=True)
     samples = interleave({"plan": lambda: run_model(packed, batch)}, threads=threads, seconds=seconds, rounds=(7, 60))
     return samples["plan"].median
@@ -320,6 +320,9 @@ class _Judge:
         candidate = copy.deepcopy(self._model)
         if plan.sparse_layers:
             sparsify_(candidate, plan, method=self._method, data=self._data)
+        if plan.int8_layers:
+            # Their rounding counts, so they are judged as they will run.
+            pack_(candidate, plan=plan, force=True)
         return float(self._evaluate(candidate))
 
     def result(self, pick: Pick) -> PlanResult:

@@ -35,7 +35,7 @@ class Sensitivity:
 
     Attributes:
         errors: (layer, pattern text) -> relative squared error of the layer's output, 0 to about 1.
-        int8_errors: layer -> the same for the dense int8 layer.
+        int8_errors: layer -> what rounding to int8 adds.
         weights: layer -> movement of the model's output per unit of error.
         scale: loss in the user's unit per unit of movement; 1 until calibrated.
         sparsifier: which one the errors are of; entries that a time budget forced to a cheaper one are in `cheaper`.
@@ -55,15 +55,16 @@ class Sensitivity:
         Raises:
             PlanError: this pair was not measured.
         """
-        if choice.is_dense:
-            error = self.int8_errors.get(layer, 0.0) if choice.value_dtype == "int8" else 0.0
-        else:
+        error = 0.0
+        if not choice.is_dense:
             key = (layer, str(choice.pattern))
             if key not in self.errors:
                 raise PlanError(f"The sensitivity of {layer} to {choice.pattern} was not measured. Measure it.")
             error = self.errors[key]
         if choice.value_dtype == "fp16":
             error += _FP16_ERROR
+        if choice.value_dtype == "int8":
+            error += self.int8_errors.get(layer, 0.0)
         return self.scale * self.weights.get(layer, 1.0) * error
 
     def losses(self, table: CostTable) -> list[list[float]]:
@@ -117,7 +118,7 @@ def measure_sensitivity(
         patterns: sparse patterns; those that do not fit a layer are left out for it.
         sparsifier: whose errors to measure; `sparsegpt` ranks patterns as the final method does, `wanda` is cheaper.
         probe: pattern that makes one layer sparse at a time to find its weight.
-        int8: also measure the error of the dense int8 layer.
+        int8: also measure what rounding weights and inputs to int8 adds.
         minutes: after this time the rest is measured with the sparsifier `wanda`; None never switches, so that the
             same input gives the same figures.
         cache: figures by name; what is in it is not measured again, what is measured is put in (resume).
@@ -221,6 +222,7 @@ class _Metric:
         self._whole = self._square(self._weight)
         self._tokens = stats.tokens
         self._input_square = float(stats.square_sum.mean()) / stats.tokens
+        self._widest_square = float(stats.square_sum.max()) / stats.tokens
 
     def _square(self, change: Tensor) -> float:
         return float(((change @ self._gram) * change).sum(dtype=torch.float64))
@@ -232,11 +234,13 @@ class _Metric:
         return max(0.0, self._square(self._weight - weight.to(torch.float32)) / self._whole)
 
     def int8_error(self) -> float:
-        """Error of int8 weights (one scale per layer) and of int8 activations (range taken as six deviations)."""
-        step = float(self._weight.abs().max()) / 127
-        rounded = (self._weight / step).round() * step if step > 0 else self._weight
-        activation_step = 12 * self._input_square**0.5 / 255
-        noise = self._tokens * activation_step**2 / 12 * float(self._weight.square().sum())
+        """Error of int8 weights (one scale per row) and of inputs rounded to 7 bits (one range per token, taken as
+        eight deviations of all inputs, or four of the widest if that is more)."""
+        largest = self._weight.abs().amax(1, keepdim=True)
+        step = torch.where(largest > 0, largest / 127, 1.0)
+        rounded = (self._weight / step).round() * step
+        spread = max(8 * self._input_square**0.5, 4 * self._widest_square**0.5)
+        noise = self._tokens * (spread / 127) ** 2 / 12 * float(self._weight.square().sum())
         return self.error(rounded) + (noise / self._whole if self._whole > 0 else 0.0)
 
 

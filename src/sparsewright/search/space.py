@@ -15,7 +15,7 @@ from ..core import (
     ValueType,
     parse_pattern,
 )
-from ..hardware import AbstractTarget, ModelTime
+from ..hardware import AbstractTarget, ModelTime, runs_with
 
 Shape = tuple[int, int]
 
@@ -46,8 +46,9 @@ class Choice:
 
     def size_bytes(self, shape: Shape, stored: ValueType | None = None) -> float:
         """Bytes in the file; `stored` where the file holds sparse values in another type than they run with."""
-        kind = self.value_dtype if stored is None or self.is_dense else stored
-        return self.pattern.theoretical_bytes(shape, VALUE_BITS[kind])
+        kind = self.value_dtype if stored is None or self.is_dense or self.value_dtype == "int8" else stored
+        scales = 4 * shape[0] if kind == "int8" else 0
+        return self.pattern.theoretical_bytes(shape, VALUE_BITS[kind]) + scales
 
 
 @final
@@ -122,9 +123,9 @@ class CostTable:
 
 
 def make_choices(patterns: Iterable[AbstractPattern | str], value_dtypes: Sequence[ValueType]) -> list[Choice]:
-    """Every sparse pattern with every value type; `int8` stands for the dense int8 layer."""
+    """Every sparse pattern with every value type that a kernel runs it with; `int8` adds the dense int8 layer."""
     parsed = [parse_pattern(pattern) for pattern in patterns]
-    made = [Choice(p, v) for p in parsed if not isinstance(p, Dense) for v in value_dtypes if v != "int8"]
+    made = [Choice(p, v) for p in parsed if not isinstance(p, Dense) for v in value_dtypes if runs_with(p, v)]
     return [*dict.fromkeys(made), *([Choice(Dense(), "int8")] if "int8" in value_dtypes else [])]
 
 
@@ -145,7 +146,7 @@ def cost_table(
         target: where the model will run.
         times: batch label -> the dense model timed at that batch; all name the same layers.
         patterns: the search space; dense is always in it.
-        value_dtypes: of sparse values; `int8` adds the dense int8 layer.
+        value_dtypes: of kept values; `int8` adds the dense int8 layer.
         rest_bytes: bytes outside the layers.
         dense_value_dtype: how dense layers are stored in the file (fp16 halves them at no time).
         stored_value_dtype: how the file stores sparse values; None: as they run.

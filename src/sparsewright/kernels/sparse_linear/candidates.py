@@ -5,6 +5,7 @@
 | `single_token` | weights streamed once | 1 token |
 | `row_lane` | vectors of output rows | groups of 4, 8, 16 rows; 2 tokens or more |
 | `token_lane` | vectors of tokens, weights broadcast | every group; 2 tokens or more |
+| `int8_lane` | vectors of tokens, four bytes to a multiplication | the layout `int8`, dense rows included |
 | `masked_dense` | torch's dense linear on a weight with zeros | the layout `masked`, asked for by name |
 """
 
@@ -105,6 +106,20 @@ class SingleToken(AbstractNative):
 
 
 @final
+class Int8Lane(AbstractCandidate):
+    """int8 weights; x is rounded to 7 bits, one range per token, from 2 tokens on."""
+
+    name = "int8_lane"
+    layout = "int8"
+
+    def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
+        reasons = self._why_not_layout(packed)
+        if not reasons and packed.device.type != "cpu":
+            reasons.append(f"it runs on the CPU, the weight is on {packed.device}")
+        return reasons
+
+
+@final
 class MaskedDense(AbstractCandidate):
     """torch's dense linear: no faster than dense, chosen by choosing the layout `masked`."""
 
@@ -116,4 +131,4 @@ class MaskedDense(AbstractCandidate):
 
 
 NATIVE: tuple[AbstractNative, ...] = (TokenLane(), RowLane(), SingleToken())
-CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, MaskedDense())
+CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, Int8Lane(), MaskedDense())

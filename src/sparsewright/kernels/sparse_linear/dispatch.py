@@ -35,7 +35,7 @@ def _built_in() -> DispatchTable:
     return DispatchTable(
         (
             DispatchEntry(OP, ("single_token",), tokens=(0, 2)),
-            *(_AVX512 if instruction_set() == "avx512" else _AVX2),
+            *(_AVX512 if instruction_set().startswith("avx512") else _AVX2),
             DispatchEntry(OP, ("token_lane", "row_lane")),
         )
     )

@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 
 from ...layouts import PackedWeight
+from . import int8_op  # noqa: F401 (registers the operators)
 from .dispatch import no_kernel, why_not
+from .int8_operand import PLANES
 from .op import check_call
 from .operand import kept_per_8, native_operand
 
@@ -18,7 +20,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
     Args:
         x: `(..., in)` float32, any strides, any number of tokens.
-        packed: W `(out, in)`: layout `vector` (float32 or float16 values), or `masked` (dense on request).
+        packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
+            tokens on, one range per token), or `masked` (dense on request).
         bias: `(out,)` float32, or None.
 
     Returns:
@@ -63,6 +66,12 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
     if packed.layout == "masked":
         return _masked_dense(x, packed, bias)
     tensors = packed.tensors
+    if packed.layout == "int8":
+        check_call(x, packed.shape[1], packed.shape[0], bias)
+        rounded: Tensor = torch.ops.sparsewright.int8_linear(
+            x, *(tensors[name] for name in PLANES), bias, packed.shape[0]
+        )
+        return rounded
     if packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
         raise no_kernel(why_not(packed, 2))
     check_call(x, packed.shape[1], packed.shape[0], bias)

@@ -13,12 +13,12 @@ from ...core import KernelError
 from ...layouts.vector import unpack_operand
 from .operand import make_operand
 
-_library = torch.library.Library("sparsewright", "DEF")
-_library.define(
+library = torch.library.Library("sparsewright", "DEF")
+library.define(
     "linear(Tensor x, Tensor values, Tensor index, Tensor pointers, Tensor? bias, SymInt out, int kept_per_8=0)"
     " -> Tensor"
 )
-_library.define("linear_input_grad(Tensor grad, Tensor values, Tensor index, Tensor pointers, SymInt in_) -> Tensor")
+library.define("linear_input_grad(Tensor grad, Tensor values, Tensor index, Tensor pointers, SymInt in_) -> Tensor")
 
 
 def check_call(x: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
@@ -96,13 +96,11 @@ def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.sparsewright.linear(grad, *ctx.saved_tensors, None, ctx.out), None, None, None, None
 
 
-_library.impl("linear", _linear_cpu, "CPU")
-_library.impl("linear_input_grad", _input_grad_cpu, "CPU")
-torch.library.register_fake("sparsewright::linear", _linear_fake, lib=_library)
-torch.library.register_fake("sparsewright::linear_input_grad", _input_grad_fake, lib=_library)
+library.impl("linear", _linear_cpu, "CPU")
+library.impl("linear_input_grad", _input_grad_cpu, "CPU")
+torch.library.register_fake("sparsewright::linear", _linear_fake, lib=library)
+torch.library.register_fake("sparsewright::linear_input_grad", _input_grad_fake, lib=library)
+torch.library.register_autograd("sparsewright::linear", _linear_backward, setup_context=_keep_for_backward, lib=library)
 torch.library.register_autograd(
-    "sparsewright::linear", _linear_backward, setup_context=_keep_for_backward, lib=_library
-)
-torch.library.register_autograd(
-    "sparsewright::linear_input_grad", _input_grad_backward, setup_context=_keep_for_double_backward, lib=_library
+    "sparsewright::linear_input_grad", _input_grad_backward, setup_context=_keep_for_double_backward, lib=library
 )

@@ -12,11 +12,8 @@ from ...core import NM, AbstractPattern, Transposable
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
 from .dispatch import choose_native, no_kernel, why_not
-
-# Forking and joining the thread pool pays above about 150 us of work (2 us awake, 10 us asleep, each way).
-_SERIAL_S = 150e-6
-_MULTIPLY_ADDS_PER_S = 30e9
-_READ_BYTES_PER_S = 20e9
+from .int8_operand import NativeInt8Operand, make_int8_operand
+from .threads import worth_sharing
 
 
 @final
@@ -41,10 +38,8 @@ class NativeOperand:
     def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
         kernel = choose_native(self.group, tokens, self.in_, self.density)
-        threads = 1
         kept = self.density * self.out * self.in_
-        if kept * tokens / _MULTIPLY_ADDS_PER_S + 4 * kept / _READ_BYTES_PER_S > _SERIAL_S:
-            threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if worth_sharing(kept * tokens, 4 * kept) else 1
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
         self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel.code, threads)
@@ -87,11 +82,11 @@ def kept_per_8(pattern: AbstractPattern) -> int:
 
 
 # By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight.
-_operands: dict[int, NativeOperand] = {}
+_operands: dict[int, NativeOperand | NativeInt8Operand] = {}
 
 
-def native_operand(packed: PackedWeight) -> NativeOperand:
-    """The operand of a packed weight in the layout `vector`, from the cache or made now.
+def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand:
+    """The operand of a packed weight in the layout `vector` or `int8`, from the cache or made now.
 
     Raises:
         KernelError: no native kernel reads this weight.
@@ -100,12 +95,16 @@ def native_operand(packed: PackedWeight) -> NativeOperand:
     if found is not None:
         return found
     reasons = why_not(packed, 2)
-    if reasons["token_lane"]:
+    operand: NativeOperand | NativeInt8Operand
+    if not reasons["int8_lane"]:
+        operand = make_int8_operand(packed.tensors, *packed.shape)
+    elif not reasons["token_lane"]:
+        tensors = packed.tensors
+        operand = make_operand(
+            tensors["values"], tensors["index"], tensors["pointers"], *packed.shape, kept_per_8(packed.pattern)
+        )
+    else:
         raise no_kernel(reasons)
-    tensors = packed.tensors
-    operand = make_operand(
-        tensors["values"], tensors["index"], tensors["pointers"], *packed.shape, kept_per_8(packed.pattern)
-    )
     _operands[id(packed)] = operand
     weakref.finalize(packed, _operands.pop, id(packed), None)
     return operand

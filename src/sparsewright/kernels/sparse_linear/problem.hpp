@@ -40,10 +40,6 @@ using LinearFunction = void (*)(const LinearProblem &);
 
 extern "C" {
 void sparsewright_sparse_linear_portable(const sparsewright::LinearProblem &problem);
-#if defined(SPARSEWRIGHT_WITH_AVX512)
-void sparsewright_sparse_linear_avx512(const sparsewright::LinearProblem &problem);
-#endif
-#if defined(SPARSEWRIGHT_WITH_AVX2)
 void sparsewright_sparse_linear_avx2(const sparsewright::LinearProblem &problem);
-#endif
+void sparsewright_sparse_linear_avx512(const sparsewright::LinearProblem &problem);
 }

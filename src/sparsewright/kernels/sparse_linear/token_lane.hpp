@@ -7,6 +7,7 @@
 
 #include "problem.hpp"
 #include "simd.hpp"
+#include "write_rows.hpp"
 
 #include "../../_native/parallel.hpp"
 
@@ -121,36 +122,6 @@ __attribute__((noinline)) void fill_panel(const float *x, std::int64_t x_stride,
     }
 }
 
-// y[t][row] = sums[row - begin][t] + bias[row] for rows begin..end.
-template <int NV>
-__attribute__((noinline)) void empty_sums(const LinearProblem &p, const float *sums, std::int64_t token, std::int64_t tokens,
-                       std::int64_t begin, std::int64_t end) {
-    constexpr int width = NV * lanes;
-    for (int v = 0; v < NV && v * lanes < tokens; ++v) {
-        const std::int64_t live = smaller<std::int64_t>(tokens - v * lanes, lanes);
-        float *y = p.y + (token + v * lanes) * p.out;
-        const float *from = sums + v * lanes;
-        std::int64_t row = begin;
-        for (; row + lanes <= end; row += lanes, from += lanes * width) {
-            const float *rows[lanes];
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) rows[i] = from + i * width;
-            Wide token_of[lanes];
-            read_columns(rows, 0, token_of);
-            if (p.bias) {
-                const Wide bias = load<Wide>(p.bias + row);
-#pragma GCC unroll 16
-                for (int i = 0; i < lanes; ++i) token_of[i] += bias;
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i)
-                if (i < live) store(y + i * p.out + row, token_of[i]);
-        }
-        for (; row < end; ++row, from += width)
-            for (std::int64_t i = 0; i < live; ++i) y[i * p.out + row] = p.bias ? from[i] + p.bias[row] : from[i];
-    }
-}
-
 // A rectangle of floats to bring near while the processor multiplies: large batches lie in far caches.
 struct Ahead {
     const float *row = nullptr;
@@ -246,7 +217,7 @@ template <int G, class Value> struct TokenLane {
                 if constexpr (M > 1)
                     for (; g < end; ++g)
                         groups<1, NV>(p, g, blocks.begin, count, panel, chunk + (g - begin) * G * width, spans, stage);
-                if (last) empty_sums<NV>(p, chunk, token, tokens, begin * G, smaller(end * G, p.out));
+                if (last) write_rows<NV>(chunk, p.bias, begin * G, smaller(end * G, p.out), p.y + token * p.out, p.out, tokens);
             }
         }
     }

@@ -1,0 +1,255 @@
+// int8 weights, int8 activations: vectors of tokens as in token_lane.hpp, four columns to an instruction.
+//
+// x of a tile of tokens is rounded once. Dense rows multiply it as it lies, four columns of a token side by side; sparse
+// rows have single columns joined into fours on the way, once for the rows of a group. Sums are integers, so results
+// depend on no order: not on the tile, the thread or the instruction set.
+#pragma once
+
+#include "int8_problem.hpp"
+#include "int8_simd.hpp"
+#include "write_rows.hpp"
+
+#include "../../_native/parallel.hpp"
+
+namespace {
+
+using sparsewright::Int8Problem;
+
+constexpr int most_bytes = lanes == 16 ? 64 : lanes == 8 ? 32 : 16;  // of a vector, and tokens of a tile
+constexpr int side_rows = registers == 32 ? 4 : 2;                   // rows whose sums fit the registers
+
+// Rounds one token: x[k] ~ low + step u[k]; u beyond `in` is 0. A NaN or infinity in x makes `low`, and so y, NaN.
+inline void round_token(const float *x, std::int64_t in, std::int64_t padded, std::uint8_t *u, float &low, float &step) {
+    Wide least = splat<Wide>(x[0]), most = least, strange = {};
+    std::int64_t k = 0;
+    for (; k + lanes <= in; k += lanes) {
+        const Wide v = load<Wide>(x + k);
+        least = v < least ? v : least;
+        most = v > most ? v : most;
+        strange += v * 0.0f;
+    }
+    float bottom = x[0], top = x[0], odd = 0.0f;
+    for (int i = 0; i < lanes; ++i) {
+        bottom = smaller(bottom, least[i]);
+        top = top > most[i] ? top : most[i];
+        odd += strange[i];
+    }
+    for (; k < in; ++k) {
+        bottom = smaller(bottom, x[k]);
+        top = top > x[k] ? top : x[k];
+        odd += x[k] * 0.0f;
+    }
+    const float range = top - bottom;
+    const bool flat = !(range > 1e-30f);
+    const float inverse = flat ? 0.0f : 127.0f / range;
+    typedef std::int32_t Ints __attribute__((vector_size(sizeof(Wide))));
+    typedef std::uint8_t Few __attribute__((vector_size(lanes)));
+    for (k = 0; k + lanes <= in; k += lanes) {
+        const Wide v = (load<Wide>(x + k) - bottom) * inverse + 0.5f;
+        const Few bytes = __builtin_convertvector(__builtin_convertvector(v, Ints), Few);
+        std::memcpy(u + k, &bytes, lanes);
+    }
+    for (; k < in; ++k) u[k] = static_cast<std::uint8_t>(static_cast<std::int32_t>((x[k] - bottom) * inverse + 0.5f));
+    for (; k < padded; ++k) u[k] = 0;
+    low = bottom + odd;
+    step = flat ? 0.0f : range / 127.0f;
+}
+
+template <int bytes> struct Int8Lane {
+    using V = Words<bytes>;
+    static constexpr int words = bytes / 4;  // tokens of one vector of sums
+
+    // Four columns of all tokens: vector j, word i holds those of token j * words + i.
+    static inline __attribute__((always_inline)) void read_fours(const std::uint8_t *u, std::int64_t stride,
+                                                                 std::int64_t at, V (&fours)[4][words]) {
+        if constexpr (words == lanes) {
+            for (int j = 0; j < 4; ++j) {
+                const float *row[lanes];
+                for (int i = 0; i < lanes; ++i)
+                    row[i] = reinterpret_cast<const float *>(u + (j * words + i) * stride + at);
+                Wide column[lanes];
+                read_columns(row, 0, column);
+                for (int i = 0; i < lanes; ++i) fours[j][i] = (V)column[i];
+            }
+        } else {
+            for (int j = 0; j < 4; ++j)
+                for (int c = 0; c < words; ++c)
+                    for (int i = 0; i < words; ++i) {
+                        std::int32_t word;
+                        std::memcpy(&word, u + (j * words + i) * stride + at + 4 * c, 4);
+                        fours[j][c][i] = word;
+                    }
+        }
+    }
+
+    // Rounded tokens to a panel: fours of columns for dense rows, else single columns whose tokens lie in the order
+    // that joining them four by four undoes.
+    template <bool single>
+    static __attribute__((noinline)) void fill(const std::uint8_t *u, std::int64_t padded, std::uint8_t *panel) {
+        for (std::int64_t k = 0; k < padded; k += bytes) {
+            V fours[4][words];
+            read_fours(u, padded, k, fours);
+            for (int c = 0; c < words; ++c, panel += 4 * bytes) {
+                V v[4] = {fours[0][c], fours[1][c], fours[2][c], fours[3][c]};
+                if constexpr (single) {
+                    for (V &each : v) each = transpose_bytes<bytes>(each);
+                    const V a = interleave<bytes, 4, false>(v[0], v[1]), b = interleave<bytes, 4, true>(v[0], v[1]);
+                    const V c2 = interleave<bytes, 4, false>(v[2], v[3]), d = interleave<bytes, 4, true>(v[2], v[3]);
+                    v[0] = interleave<bytes, 8, false>(a, c2);
+                    v[1] = interleave<bytes, 8, true>(a, c2);
+                    v[2] = interleave<bytes, 8, false>(b, d);
+                    v[3] = interleave<bytes, 8, true>(b, d);
+                }
+                for (int j = 0; j < 4; ++j) std::memcpy(panel + j * bytes, &v[j], bytes);
+            }
+        }
+    }
+
+    // sums[r][t] += the products of quads begin..end of rows r < R; values step `group` rows per quad.
+    template <int R, bool single>
+    static __attribute__((noinline)) void multiply(const std::int8_t *values, std::int64_t group,
+                                                   const std::uint16_t *columns, std::int64_t count,
+                                                   const std::uint8_t *panel, V (&sums)[R][4]) {
+        V sum[R][4] = {};
+        for (std::int64_t q = 0; q < count; ++q, values += 4 * group) {
+            V x[4];
+            if constexpr (single) {
+                const std::uint16_t *const column = columns + 4 * q;
+                const V a = load_words<bytes>(panel + static_cast<std::int64_t>(column[0]) * bytes);
+                const V b = load_words<bytes>(panel + static_cast<std::int64_t>(column[1]) * bytes);
+                const V c = load_words<bytes>(panel + static_cast<std::int64_t>(column[2]) * bytes);
+                const V d = load_words<bytes>(panel + static_cast<std::int64_t>(column[3]) * bytes);
+                const V ab = interleave<bytes, 1, false>(a, b), cd = interleave<bytes, 1, false>(c, d);
+                const V ab2 = interleave<bytes, 1, true>(a, b), cd2 = interleave<bytes, 1, true>(c, d);
+                x[0] = interleave<bytes, 2, false>(ab, cd);
+                x[1] = interleave<bytes, 2, true>(ab, cd);
+                x[2] = interleave<bytes, 2, false>(ab2, cd2);
+                x[3] = interleave<bytes, 2, true>(ab2, cd2);
+            } else {
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) x[j] = load_words<bytes>(panel + (4 * q + j) * bytes);
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const V weight = splat_word<bytes>(values + 4 * r);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) sum[r][j] = add_products<bytes>(sum[r][j], x[j], weight);
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) sums[r][j] = sum[r][j];
+    }
+
+    // y of up to `bytes` tokens and some row groups.
+    template <bool single>
+    static void tile(const Int8Problem &p, std::int64_t token, std::int64_t tokens, Range groups_of,
+                     char *memory) {
+        const std::int64_t padded = divide_up(p.in, bytes) * bytes;
+        std::uint8_t *panel = reinterpret_cast<std::uint8_t *>(memory), *u = panel + padded * bytes;
+        float *low = reinterpret_cast<float *>(u + padded * bytes), *step = low + bytes, *rows = step + bytes;
+        for (std::int64_t t = 0; t < bytes; ++t) {
+            if (t < tokens) {
+                round_token(p.x + (token + t) * p.x_stride, p.in, padded, u + t * padded, low[t], step[t]);
+            } else {  // repeat the last one: nothing reads these results
+                std::memcpy(u + t * padded, u + (tokens - 1) * padded, padded);
+                low[t] = step[t] = 0.0f;
+            }
+        }
+        fill<single>(u, padded, panel);
+        constexpr int most_rows = 16;
+        const std::int64_t chunk_groups = most_rows / p.group;
+        for (std::int64_t begin = groups_of.begin; begin < groups_of.end; begin += chunk_groups) {
+            const std::int64_t end = smaller(begin + chunk_groups, groups_of.end);
+            const std::int64_t first_row = begin * p.group, end_row = smaller(end * p.group, p.out);
+            for (std::int64_t t = 0; t < tokens; ++t) __builtin_prefetch(p.y + (token + t) * p.out + first_row, 1, 2);
+            float *to = rows;
+            for (std::int64_t g = begin; g < end; ++g) {
+                const std::int64_t quad = p.pointers[g], count = p.pointers[g + 1] - quad;
+                for (int r = 0; r < p.group; r += side_rows) {
+                    V sums[side_rows][4];
+                    multiply<side_rows, single>(p.values + (quad * p.group + r) * 4, p.group, p.columns + 4 * quad,
+                                                count, panel, sums);
+#pragma GCC unroll 4
+                    for (int i = 0; i < side_rows; ++i, to += bytes) {
+                        const std::int64_t row = g * p.group + r + i;
+                        const float scale = p.scale[row], sum = static_cast<float>(p.sums[row]);
+#pragma GCC unroll 4
+                        for (int j = 0; j < 4; ++j) {
+                            Floats<bytes> steps, lows;
+                            std::memcpy(&steps, step + j * words, bytes);
+                            std::memcpy(&lows, low + j * words, bytes);
+                            const Floats<bytes> product = __builtin_convertvector(sums[i][j], Floats<bytes>);
+                            const Floats<bytes> all = (steps * product + lows * sum) * scale;
+                            std::memcpy(to + j * words, &all, bytes);
+                        }
+                    }
+                }
+            }
+            write_rows<bytes / lanes>(rows, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens);
+        }
+    }
+
+    static std::int64_t memory(const Int8Problem &p) {
+        return 2 * divide_up(p.in, bytes) * bytes * bytes + 64 + (2 + 16) * bytes * static_cast<int>(sizeof(float));
+    }
+
+    // As many tiles of this width as there are tokens for, the next narrower width takes the rest.
+    static void run(const Int8Problem &p, std::int64_t token, std::int64_t end, Range groups_of) {
+        constexpr int narrower = bytes > 16 ? bytes / 2 : 0;
+        char *memory_of = static_cast<char *>(sparsewright::scratch(memory(p)));
+        while (end - token > narrower) {
+            const std::int64_t tokens = smaller<std::int64_t>(end - token, bytes);
+            if (p.columns) tile<true>(p, token, tokens, groups_of, memory_of);
+            else tile<false>(p, token, tokens, groups_of, memory_of);
+            token += tokens;
+        }
+        if constexpr (narrower > 0)
+            if (token < end) Int8Lane<narrower>::run(p, token, end, groups_of);
+    }
+};
+
+// One token: x stays as it is, and weights are widened while they stream by, since reading them is the cost.
+template <bool single> void single_int8_token(const Int8Problem &p, Range groups_of) {
+    constexpr int vectors = 16 / lanes;  // of four rows by four columns
+    float last[4] = {};  // of x, where its length is no multiple of four
+    const std::int64_t whole = p.in / 4;
+    for (std::int64_t k = 4 * whole; k < p.in; ++k) last[k - 4 * whole] = p.x[k];
+    for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g) {
+        const std::int64_t quad = p.pointers[g], count = p.pointers[g + 1] - quad;
+        for (int r = 0; r < p.group; r += 4) {
+            Wide sum[4][vectors] = {};
+            const std::int8_t *w = p.values + (quad * p.group + r) * 4;
+            const auto add = [&](std::int64_t q, Wide (&to)[vectors]) __attribute__((always_inline)) {
+                f4 four;
+                if constexpr (single) {
+                    const std::uint16_t *c = p.columns + 4 * (quad + q);
+                    four = f4{p.x[c[0]], p.x[c[1]], p.x[c[2]], p.x[c[3]]};
+                } else {
+                    four = load<f4>(q < whole ? p.x + 4 * q : last);
+                }
+                const Wide x = repeat_four(four);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; ++v)
+                    to[v] = multiply_add(x, widen_weights(w + q * 4 * p.group + v * lanes), to[v]);
+            };
+            std::int64_t q = 0;
+            for (; q + 4 <= count; q += 4)
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; ++i) add(q + i, sum[i]);
+            for (; q < count; ++q) add(q, sum[0]);
+            float parts[16];
+            for (int v = 0; v < vectors; ++v)
+                store(parts + v * lanes, (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]));
+            for (int i = 0; i < 4; ++i) {
+                const std::int64_t row = g * p.group + r + i;
+                if (row >= p.out) break;
+                const float all = (parts[4 * i] + parts[4 * i + 1]) + (parts[4 * i + 2] + parts[4 * i + 3]);
+                p.y[row] = p.bias ? all * p.scale[row] + p.bias[row] : all * p.scale[row];
+            }
+        }
+    }
+}
+
+}  // namespace

@@ -1,0 +1,139 @@
+// Integer vectors of one instruction set: four bytes of each of several tokens, and the products of bytes.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "simd.hpp"
+
+namespace {
+
+// `bytes` bytes. As a column of x: one byte for each of `bytes` tokens. As a sum: one int32 for each of `bytes` / 4.
+template <int bytes> struct Bytes {
+    typedef std::uint8_t Unsigned __attribute__((vector_size(bytes)));
+    typedef std::int32_t Words __attribute__((vector_size(bytes)));
+    typedef float Floats __attribute__((vector_size(bytes)));
+};
+template <int bytes> using Words = typename Bytes<bytes>::Words;
+template <int bytes> using Floats = typename Bytes<bytes>::Floats;
+
+template <int bytes> inline Words<bytes> load_words(const void *p) {
+    Words<bytes> v;
+    std::memcpy(&v, p, bytes);
+    return v;
+}
+
+template <int bytes> inline Words<bytes> splat_word(const void *four) {
+    std::int32_t word;
+    std::memcpy(&word, four, 4);
+    return word - Words<bytes>{};
+}
+
+// sum[i] + x[4 i] w[4 i] + ... + x[4 i + 3] w[4 i + 3], x of 0..127, w of -127..127.
+template <int bytes> inline Words<bytes> add_products(Words<bytes> sum, Words<bytes> x, Words<bytes> w) {
+#if defined(__AVX512VNNI__)
+    if constexpr (bytes == 64) return (Words<64>)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+    if constexpr (bytes == 32) return (Words<32>)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+    if constexpr (bytes == 16) return (Words<16>)_mm_dpbusd_epi32((__m128i)sum, (__m128i)x, (__m128i)w);
+#elif defined(__AVXVNNI__)
+    if constexpr (bytes == 32) return (Words<32>)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+    if constexpr (bytes == 16) return (Words<16>)_mm_dpbusd_avx_epi32((__m128i)sum, (__m128i)x, (__m128i)w);
+#elif defined(__AVX2__)
+#if defined(__AVX512BW__)
+    if constexpr (bytes == 64)
+        return sum + (Words<64>)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)x, (__m512i)w), _mm512_set1_epi16(1));
+#endif
+    if constexpr (bytes == 32)
+        return sum + (Words<32>)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), _mm256_set1_epi16(1));
+    if constexpr (bytes == 16)
+        return sum + (Words<16>)_mm_madd_epi16(_mm_maddubs_epi16((__m128i)x, (__m128i)w), _mm_set1_epi16(1));
+#else
+    std::uint8_t u[bytes];
+    std::int8_t s[bytes];
+    std::memcpy(u, &x, bytes);
+    std::memcpy(s, &w, bytes);
+    for (int i = 0; i < bytes / 4; ++i)
+        for (int j = 4 * i; j < 4 * i + 4; ++j) sum[i] += u[j] * s[j];
+    return sum;
+#endif
+}
+
+// Lane by lane of 16 bytes: units of `unit` bytes of a and b in turn, from their low or high halves.
+template <int bytes, int unit, bool high> inline Words<bytes> interleave(Words<bytes> a, Words<bytes> b) {
+#if defined(__AVX512BW__)
+    if constexpr (bytes == 64) {
+        const __m512i p = (__m512i)a, q = (__m512i)b;
+        if constexpr (unit == 1) return (Words<64>)(high ? _mm512_unpackhi_epi8(p, q) : _mm512_unpacklo_epi8(p, q));
+        if constexpr (unit == 2) return (Words<64>)(high ? _mm512_unpackhi_epi16(p, q) : _mm512_unpacklo_epi16(p, q));
+        if constexpr (unit == 4) return (Words<64>)(high ? _mm512_unpackhi_epi32(p, q) : _mm512_unpacklo_epi32(p, q));
+        if constexpr (unit == 8) return (Words<64>)(high ? _mm512_unpackhi_epi64(p, q) : _mm512_unpacklo_epi64(p, q));
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (bytes == 32) {
+        const __m256i p = (__m256i)a, q = (__m256i)b;
+        if constexpr (unit == 1) return (Words<32>)(high ? _mm256_unpackhi_epi8(p, q) : _mm256_unpacklo_epi8(p, q));
+        if constexpr (unit == 2) return (Words<32>)(high ? _mm256_unpackhi_epi16(p, q) : _mm256_unpacklo_epi16(p, q));
+        if constexpr (unit == 4) return (Words<32>)(high ? _mm256_unpackhi_epi32(p, q) : _mm256_unpacklo_epi32(p, q));
+        if constexpr (unit == 8) return (Words<32>)(high ? _mm256_unpackhi_epi64(p, q) : _mm256_unpacklo_epi64(p, q));
+    }
+    if constexpr (bytes == 16) {
+        const __m128i p = (__m128i)a, q = (__m128i)b;
+        if constexpr (unit == 1) return (Words<16>)(high ? _mm_unpackhi_epi8(p, q) : _mm_unpacklo_epi8(p, q));
+        if constexpr (unit == 2) return (Words<16>)(high ? _mm_unpackhi_epi16(p, q) : _mm_unpacklo_epi16(p, q));
+        if constexpr (unit == 4) return (Words<16>)(high ? _mm_unpackhi_epi32(p, q) : _mm_unpacklo_epi32(p, q));
+        if constexpr (unit == 8) return (Words<16>)(high ? _mm_unpackhi_epi64(p, q) : _mm_unpacklo_epi64(p, q));
+    }
+#endif
+    typename Bytes<bytes>::Unsigned joined, u = (typename Bytes<bytes>::Unsigned)a;
+    const typename Bytes<bytes>::Unsigned v = (typename Bytes<bytes>::Unsigned)b;
+    for (int lane = 0; lane < bytes; lane += 16)
+        for (int i = 0; i < 8; ++i) {
+            const int from = lane + (high ? 8 : 0) + i, to = lane + i / unit * 2 * unit + i % unit;
+            joined[to] = u[from];
+            joined[to + unit] = v[from];
+        }
+    return (Words<bytes>)joined;
+}
+
+// Lane by lane: bytes of four words, so that word c holds byte c of each.
+template <int bytes> inline Words<bytes> transpose_bytes(Words<bytes> words) {
+#if defined(__AVX2__)
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#if defined(__AVX512BW__)
+    if constexpr (bytes == 64)
+        return (Words<64>)_mm512_shuffle_epi8((__m512i)words, _mm512_broadcast_i32x4(order));
+#endif
+    if constexpr (bytes == 32)
+        return (Words<32>)_mm256_shuffle_epi8((__m256i)words, _mm256_broadcastsi128_si256(order));
+    if constexpr (bytes == 16) return (Words<16>)_mm_shuffle_epi8((__m128i)words, order);
+#else
+    typename Bytes<bytes>::Unsigned u = (typename Bytes<bytes>::Unsigned)words, v;
+    for (int i = 0; i < bytes; ++i) v[i] = u[i / 16 * 16 + i % 4 * 4 + i / 4 % 4];
+    return (Words<bytes>)v;
+#endif
+}
+
+// As many weights as there are lanes, as floats.
+inline Wide widen_weights(const std::int8_t *p) {
+#if defined(__AVX512F__)
+    return (Wide)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__AVX2__)
+    return (Wide)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#else
+    return Wide{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+#endif
+}
+
+// Four floats in every lane of four.
+inline Wide repeat_four(f4 four) {
+#if defined(__AVX512F__)
+    return (Wide)_mm512_broadcast_f32x4((__m128)four);
+#elif defined(__AVX2__)
+    return (Wide)_mm256_broadcastsi128_si256((__m128i)four);
+#else
+    return four;
+#endif
+}
+
+}  // namespace
