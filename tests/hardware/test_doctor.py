@@ -10,7 +10,7 @@ from sparsewright.hardware import doctor
 from sparsewright.hardware import this as this_module
 from sparsewright.hardware.doctor import NOT_HERE, ONLY_SIZE, WORTH
 
-QUICK = {"minutes": 0.001, "patterns": ["4x1@50%", "1:4x4"]}
+QUICK = {"minutes": 0.001, "patterns": ["4x1@50%", "1:4x4", "dense int8", "4x1@50% int8"]}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,9 @@ def few_rounds(monkeypatch):
 def test_every_pattern_is_measured_or_has_a_reason():
     found = doctor(**QUICK)
     assert all(row.speedups or row.reasons for row in found.accelerations)
-    assert found.kernels
+    assert {row.pattern: row.kernel for row in found.accelerations}["dense int8"] == "int8_lane"
+    assert found.kernels["int8_lane"] == "runs here"
+    assert found.kernels["masked_dense"].startswith("only on request")
     assert "convolutions" in found.not_accelerated
     assert json.loads(json.dumps(found.to_data()))
 
@@ -34,10 +36,13 @@ def test_a_model_gets_best_cases_bytes_and_one_verdict():
     found = doctor(model, **QUICK).model
     assert found.verdict in (WORTH, ONLY_SIZE, NOT_HERE)
     assert found.because
-    assert {case.pattern for case in found.best_cases} == {"4x1@50%", "1:4x4"}
+    assert {case.pattern for case in found.best_cases} == {"4x1@50%", "1:4x4", "dense int8", "4x1@50% int8"}
     for case in found.best_cases:
         assert 0 < case.size_share < 1
         assert case.size_bytes_fp16 < case.size_bytes
+    sizes = {case.pattern: case.size_bytes for case in found.best_cases}
+    assert sizes["4x1@50% int8"] < sizes["dense int8"] < sizes["4x1@50%"]
+    for case in found.best_cases:
         assert all(1 <= value <= found.limit[label] + 1e-9 for label, value in case.speedups.items())
     assert "too small to gain" in found.no_gain["4"]
 

@@ -9,8 +9,9 @@ from task_stand_ins import TinyEncoder, TinyLM, WordTokenizer, standard_library_
 from torch import nn
 
 from sparsewright.core import DataError, ModelError, NumericError, RecipeError
+from sparsewright.models import evaluating
 from sparsewright.models.tasks import Quality, docstring_items, paired_difference, tasks
-from sparsewright.models.tasks.base import evaluating, length_batches
+from sparsewright.models.tasks.base import length_batches
 from sparsewright.models.tasks.encoding import encode, exact_length, pad
 from sparsewright.models.tasks.images import load_images
 from sparsewright.models.tasks.pairs import standard_ranks

@@ -272,3 +272,18 @@ def test_the_learning_rate_rises_falls_and_ends_near_zero():
     assert shares[-1] == pytest.approx(1 / 90)
     assert shares[9:] == sorted(shares[9:], reverse=True)
     assert json.dumps(shares)
+
+
+def test_batches_may_be_tensors_tuples_or_dicts_with_the_same_result():
+    teacher = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8))
+    inputs = [torch.randn(12, 16, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    trained = []
+    for batches in (inputs, [(x,) for x in inputs], [{"input": x} for x in inputs]):
+        model = halve(copy.deepcopy(teacher))
+        recover(model, teacher, batches, steps=6, family="classifier", lr=3e-3)
+        trained.append(model[2].weight.detach().clone())
+    assert torch.equal(trained[0], trained[1])
+    assert torch.equal(trained[0], trained[2])
+    assert not torch.equal(trained[0], halve(copy.deepcopy(teacher))[2].weight)
+    with pytest.raises(DataError, match="got str"):
+        recover(halve(copy.deepcopy(teacher)), teacher, ["a text"], steps=1, family="classifier")

@@ -12,18 +12,26 @@ import torch
 from torch import nn
 
 from .. import kernels, layouts
-from ..core import AbstractPattern, ProfileError, parse_pattern
+from ..core import VALUE_BITS, AbstractPattern, Dense, ProfileError, ValueType, parse_pattern
 from ..models import layers, load_model
 from ..solvers import solve_mask
 from .calibrated_time import calibrated
 from .fingerprint import Machine, this_machine
 from .model_time import ModelTime, time_model
+from .operands import TORCH_DTYPES
 from .random_batch import random_batch
+from .target import runs_with
 from .this import ThisTarget
 
-PATTERNS = ("2:4", "4:8", "50%", "2:4x4", "4x1@50%", "2:4x16", "1:4x4", "4x1@25%")
+PATTERNS = (
+    *("2:4", "4:8", "50%", "2:4x4", "4x1@50%", "2:4x16", "1:4x4", "4x1@25%"),
+    *("dense int8", "4x1@75% int8", "4x1@50% int8", "4x1@25% int8"),
+)
 TOKENS = (1, 64, 1024)
 _SHAPE = (768, 768)
+
+Shape = tuple[int, int]
+Choice = tuple[AbstractPattern, ValueType]
 
 # Below this a proof of concept would measure noise and effort rather than gain.
 _WORTH_SPEEDUP = 1.15
@@ -42,7 +50,7 @@ class Acceleration:
     """One pattern on this machine.
 
     Attributes:
-        pattern: text.
+        pattern: text, with the value type where it is not fp32.
         speedups: tokens -> dense time / packed time of a 768 x 768 layer.
         kernel: the kernel that runs it at 64 tokens.
         reasons: why it cannot run here; empty if it can.
@@ -60,11 +68,11 @@ class BestCase:
     """A model with one pattern everywhere it fits.
 
     Attributes:
-        pattern: text.
+        pattern: text, with the value type where it is not fp32.
         speedups: batch label -> end-to-end dense time / predicted time.
-        size_bytes: whole model, kept values as fp32.
+        size_bytes: whole model, kept values as they run, everything else as fp32.
         size_share: of the dense fp32 model.
-        size_bytes_fp16: whole model with every value as fp16.
+        size_bytes_fp16: whole model with every value that is not int8 as fp16.
         layers: how many layers take the pattern and win.
     """
 
@@ -148,18 +156,19 @@ def doctor(
         batches: batch sizes.
         length: tokens per item, where the model takes tokens.
         threads: intra-op threads.
-        patterns: what to try.
+        patterns: what to try; a text may end in a value type, as `4x1@50% int8` does.
 
     Raises:
+        PatternError: a text is no pattern.
         ModelError: the model cannot be loaded or does not tell its input.
     """
-    parsed = [parse_pattern(pattern) for pattern in patterns]
+    parsed = [parse_choice(str(pattern)) for pattern in patterns]
     # First, so that a mistyped name is told before anything is measured.
     loaded = load_model(model).model if isinstance(model, str) else model
     target = ThisTarget(threads=threads)
     share = 0.25 if loaded is not None else 0.9
-    target.prepare([_SHAPE], parsed, TOKENS, minutes=minutes * share)
-    accelerations = tuple(_acceleration(target, pattern) for pattern in parsed)
+    _prepare(target, [_SHAPE], parsed, TOKENS, minutes * share)
+    accelerations = tuple(_acceleration(target, choice) for choice in parsed)
     found = None
     if loaded is not None:
         inputs = {"given": batch} if batch is not None else {}
@@ -175,34 +184,67 @@ def doctor(
     )
 
 
-def _acceleration(target: ThisTarget, pattern: AbstractPattern) -> Acceleration:
+def parse_choice(text: str) -> Choice:
+    """A pattern, and the type of its values behind a blank where it is not fp32.
+
+    Raises:
+        PatternError: the text is no pattern.
+    """
+    pattern, _, values = text.strip().rpartition(" ")
+    if pattern and values in VALUE_BITS:
+        return parse_pattern(pattern), values  # type: ignore[return-value]
+    return parse_pattern(text), "fp32"
+
+
+def _text(choice: Choice) -> str:
+    pattern, values = choice
+    return str(pattern) if values == "fp32" else f"{pattern} {values}"
+
+
+def _prepare(
+    target: ThisTarget, shapes: list[Shape], choices: Sequence[Choice], tokens: Sequence[int], minutes: float
+) -> None:
+    """Measure what is asked for, value type by value type, in about so many minutes."""
+    kinds = list(dict.fromkeys(values for _, values in choices))
+    for kind in kinds:
+        patterns = [pattern for pattern, values in choices if values == kind]
+        share = minutes * len(patterns) / len(choices)
+        target.prepare(shapes, patterns, tokens, [kind], minutes=share)
+
+
+def _acceleration(target: ThisTarget, choice: Choice) -> Acceleration:
+    pattern, values = choice
     reasons = target.can_run(pattern, _SHAPE)
+    if not reasons and not runs_with(pattern, values):
+        reasons = [f"there is no kernel of {pattern} with {values} values"]
     if reasons:
-        return Acceleration(str(pattern), {}, "", tuple(reasons))
-    speedups = {count: 1 / target.layer_cost(_SHAPE, pattern, count).ratio for count in TOKENS}
-    return Acceleration(str(pattern), speedups, kernel_of(pattern, 64), ())
+        return Acceleration(_text(choice), {}, "", tuple(reasons))
+    speedups = {count: 1 / target.layer_cost(_SHAPE, pattern, count, values).ratio for count in TOKENS}
+    return Acceleration(_text(choice), speedups, kernel_of(choice, 64), ())
 
 
-def kernel_of(pattern: AbstractPattern, tokens: int) -> str:
-    """Name of the kernel that would run a small packed weight of the pattern."""
+def kernel_of(choice: Choice, tokens: int) -> str:
+    """Name of the kernel that would run a small packed weight of the choice."""
+    return kernels.which(_small(choice), tokens)
+
+
+def _small(choice: Choice) -> layouts.PackedWeight:
+    pattern, values = choice
     weight = torch.ones((64, 64))
-    packed = layouts.pack(weight, solve_mask(weight, pattern), pattern=pattern)
-    able = [name for name, reasons in kernels.why_not(packed, tokens).items() if not reasons]
-    return able[0] if able else ""
+    mask = torch.ones((64, 64), dtype=torch.bool) if isinstance(pattern, Dense) else solve_mask(weight, pattern)
+    return layouts.pack(weight, mask, pattern=pattern, value_dtype=TORCH_DTYPES[values])
 
 
 def _kernel_states() -> dict[str, str]:
     """Which kernels there are and why some do not run, asked with weights that all of them could take."""
     states: dict[str, str] = {}
-    for text, tokens in (("4x1@50%", 64), ("2:4x16", 64), ("4x1@50%", 1), ("2:4", 64)):
-        pattern = parse_pattern(text)
-        weight = torch.ones((64, 64))
-        packed = layouts.pack(weight, solve_mask(weight, pattern), pattern=pattern)
-        for name, reasons in kernels.why_not(packed, tokens).items():
+    for text, tokens in (("4x1@50%", 64), ("2:4x16", 64), ("4x1@50%", 1), ("2:4", 64), ("4x1@50% int8", 64)):
+        for name, reasons in kernels.why_not(_small(parse_choice(text)), tokens).items():
             if not reasons:
                 states[name] = "runs here"
             else:
                 states.setdefault(name, "; ".join(reasons))
+    states["masked_dense"] = "only on request: torch's dense linear on a weight with zeros, no faster than dense"
     return states
 
 
@@ -227,7 +269,7 @@ def _examine(
     model: nn.Module,
     inputs: Mapping[str, Any],
     target: ThisTarget,
-    patterns: Sequence[AbstractPattern],
+    choices: Sequence[Choice],
     minutes: float,
     threads: int,
 ) -> ModelDoctor:
@@ -246,12 +288,12 @@ def _examine(
         for label, batch in inputs.items()
     }
     tokens = sorted({layer.tokens_per_call for time in times.values() for layer in time.layers.values()})
-    target.prepare(list(shapes.values()), patterns, tokens, minutes=minutes * 0.6)
+    _prepare(target, list(shapes.values()), choices, tokens, minutes * 0.6)
     times = calibrated(times, model, inputs, target, threads=threads, rounds=(5, 15), seconds=seconds / 2)
     cases = []
     winners: set[str] = set()
-    for pattern in patterns:
-        case, won = _best_case(times, target, pattern, parameters)
+    for choice in choices:
+        case, won = _best_case(times, target, choice, parameters)
         cases.append(case)
         winners |= won
     for ref in able:
@@ -272,8 +314,9 @@ def _examine(
 
 
 def _best_case(
-    times: Mapping[str, ModelTime], target: ThisTarget, pattern: AbstractPattern, parameters: int
+    times: Mapping[str, ModelTime], target: ThisTarget, choice: Choice, parameters: int
 ) -> tuple[BestCase, set[str]]:
+    pattern, values = choice
     speedups = {}
     won: set[str] = set()
     taken: dict[str, tuple[int, int]] = {}
@@ -283,7 +326,7 @@ def _best_case(
             if target.can_run(pattern, layer.shape):
                 continue
             try:
-                spent = time.layer_seconds(target, name, pattern)
+                spent = time.layer_seconds(target, name, pattern, values)
             except ProfileError:
                 continue
             taken[name] = layer.shape
@@ -292,13 +335,14 @@ def _best_case(
                 won.add(name)
         speedups[label] = time.total_s / time.predict(chosen)
     inside = sum(out * in_ for out, in_ in taken.values())
-    wide = sum(pattern.theoretical_bytes(shape, 32) for shape in taken.values()) + 4 * (parameters - inside)
-    half = sum(pattern.theoretical_bytes(shape, 16) for shape in taken.values()) + 2 * (parameters - inside)
-    return BestCase(str(pattern), speedups, wide, wide / (4 * parameters), half, len(won)), won
+    wide_bits, half_bits = (8, 8) if values == "int8" else (32, 16)
+    wide = sum(pattern.theoretical_bytes(shape, wide_bits) for shape in taken.values()) + 4 * (parameters - inside)
+    half = sum(pattern.theoretical_bytes(shape, half_bits) for shape in taken.values()) + 2 * (parameters - inside)
+    return BestCase(_text(choice), speedups, wide, wide / (4 * parameters), half, len(won)), won
 
 
 def _verdict(cases: Sequence[BestCase], times: Mapping[str, ModelTime]) -> tuple[str, str]:
-    mild = [case for case in cases if parse_pattern(case.pattern).density >= _MILD_DENSITY and case.layers]
+    mild = [case for case in cases if parse_choice(case.pattern)[0].density >= _MILD_DENSITY and case.layers]
     if not mild:
         mild = [case for case in cases if case.layers]
     if mild:

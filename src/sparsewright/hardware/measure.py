@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import ModelError
-from ..models.tasks import evaluating
+from ..models import evaluating
 from ..nn import SparseTensor
 from .cold_start import ColdStart, cold_start
 from .energy import joules_per_call, package_counters

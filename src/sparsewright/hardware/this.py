@@ -251,7 +251,7 @@ def profile(
         All that is known of this machine at this thread count.
 
     Raises:
-        ProfileError: another target is named.
+        ProfileError: another target is named, or a named pattern cannot run at one of the shapes.
     """
     if target != "this":
         raise ProfileError(
@@ -263,8 +263,20 @@ def profile(
     machine = ThisTarget(threads=threads)
     if remeasure:
         machine.remeasure()
-    chosen = [parse_pattern(pattern) for pattern in patterns] if patterns is not None else list(DEFAULT_PATTERNS)
-    machine.prepare(list(shapes or DEFAULT_SHAPES), chosen, list(tokens), value_dtypes, minutes)
+    sizes = list(shapes or DEFAULT_SHAPES)
+    chosen = list(DEFAULT_PATTERNS)
+    if patterns is not None:
+        chosen = [parse_pattern(pattern) for pattern in patterns]
+        for pattern in chosen:
+            # Asked for by name, so that leaving it out silently would be an answer to another question.
+            for shape in sizes:
+                reasons = machine.can_run(pattern, shape)
+                if reasons:
+                    raise ProfileError(
+                        f"{pattern} cannot be measured at {shape[0]}x{shape[1]}: {'; '.join(reasons)}. Leave one of "
+                        "them out."
+                    )
+    machine.prepare(sizes, chosen, list(tokens), value_dtypes, minutes)
     if out is not None:
         machine.profile.save(out)
     return machine.profile

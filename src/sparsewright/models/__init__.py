@@ -4,8 +4,9 @@ from . import tasks
 from .adapters import AbstractAdapter, adapter_of, adapters, blocks, layers
 from .batch_norm import reestimate_batch_norm_
 from .calibrate import calibrate
-from .data import Batch, Data, batches_of
+from .data import Batch, Data, as_batch, batches_of
 from .layer_ref import MASK, LayerRef
+from .modes import eval_mode, evaluating, quiet
 from .sources import Family, LoadedModel, family_of, load_model
 from .sparsify import LayerResult, SparsifyResult, relative_error, sparsify_, strip_masks_
 from .statistics import layer_statistics
@@ -23,15 +24,19 @@ __all__ = [
     "SparsifyResult",
     "adapter_of",
     "adapters",
+    "as_batch",
     "batches_of",
     "blocks",
     "calibrate",
+    "eval_mode",
+    "evaluating",
     "ensure_torchvision_imports",
     "family_of",
     "layer_statistics",
     "layers",
     "load_model",
     "reestimate_batch_norm_",
+    "quiet",
     "relative_error",
     "sparsify_",
     "strip_masks_",

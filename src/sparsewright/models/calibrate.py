@@ -15,7 +15,8 @@ from .adapters import adapter_of
 from .data import Batch
 from .flow import Call, capture, chains
 from .layer_ref import LayerRef
-from .statistics import Collector, quiet
+from .modes import quiet
+from .statistics import Collector
 
 Visit = Callable[[Sequence[LayerRef], Mapping[str, LayerStats]], None]
 """Called with the layers of one block and their stats; may change these layers' weights."""

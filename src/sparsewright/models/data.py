@@ -30,6 +30,11 @@ class Batch:
         return model(*self.args, **self.kwargs)
 
     @property
+    def values(self) -> list[Any]:
+        """All arguments, those by position first."""
+        return [*self.args, *self.kwargs.values()]
+
+    @property
     def token_mask(self) -> Tensor | None:
         """`(batch, tokens)` bool, False on padding, where the batch carries a two-dimensional `attention_mask`."""
         mask = self.kwargs.get("attention_mask")

@@ -11,6 +11,7 @@ from ..core import DataError, LayerStats, NumericError, require_finite
 from ..sparsifiers import Needs
 from .data import Batch, batches_of
 from .layer_ref import LayerRef
+from .modes import quiet
 
 
 class _Moments:
@@ -121,19 +122,6 @@ def _name_the_fault(rows: Tensor, layer: str) -> None:
     raise NumericError(
         f"The squares of the inputs of {layer} overflow float32. Scale the model's inputs or exclude the layer."
     )
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients for the block; every submodule's own mode is restored after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def layer_statistics(

@@ -9,7 +9,7 @@ from torch import nn
 from ..core import Plan, RecipeError
 from ..hardware import pack_
 from ..models import sparsify_
-from ..models.tasks.images import AbstractImageTask
+from ..models.tasks.images import AbstractImageTask, shifted
 from ..training import recover
 from ..training.supervised import train_classifier
 from .session import Session, load_weights, save_weights
@@ -42,6 +42,9 @@ def train_stage(session: Session) -> None:
         for start in range(0, len(images) - size + 1, size)
     ]
 
+    def moved(inputs: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        return {name: shifted(pixels, section.shift, generator) for name, pixels in inputs.items()}
+
     def work() -> dict[str, Any]:
         losses = train_classifier(
             session.dense,
@@ -50,6 +53,7 @@ def train_stage(session: Session) -> None:
             lr=section.lr,
             weight_decay=section.weight_decay,
             seed=session.recipe.seed,
+            vary=moved if section.shift else None,
             progress=lambda done, all_, loss: session.folder.report("train", f"loss {loss:.3f}", done / all_),
         )
         save_weights(session.dense, session.folder.file("dense.safetensors"))

@@ -165,6 +165,7 @@ class PlanSearch:
         budget = Budget() if session.given_plan is not None else session.recipe.budget.as_budget()
         self.picks = sweep(table, sensitivity.losses(table), budget, FRONT_POINTS)
         self.judged: dict[tuple[int, ...], Judgement] = {}
+        self.recovered: dict[tuple[int, ...], Judgement] = {}
         self.remaining = 1.0 - (session.recipe.search.expected_recovery if session.recipe.recover.enabled else 0.0)
 
     def plan(self, pick: Pick) -> Plan:
@@ -312,11 +313,17 @@ class PlanSearch:
         return [describe(self.table, losses, choices, "", "search") for choices in self.judged]
 
     def judge_best_uniform(self, settled: Settled) -> None:
-        """Evaluate the mildest uniform plan that is at least as fast as the settled one: the one it must beat."""
+        """Evaluate the mildest uniform plan that is at least as fast as the settled one: the one it must beat.
+
+        One-shot, or recovered like the settled one where the recipe asks for it.
+        """
         losses = self.sensitivity.losses(self.table)
         as_fast = [pick for pick in uniform_picks(self.table, losses) if pick.speedup >= settled.pick.speedup]
         if as_fast:
-            self.one_shot(min(as_fast, key=lambda pick: pick.loss))
+            rival = min(as_fast, key=lambda pick: pick.loss)
+            self.one_shot(rival)
+            if self.session.recipe.search.recover_uniform:
+                self.recovered[rival.choices] = self.recover(rival, 1).final
 
     def front_rows(self, settled: Settled) -> list[dict[str, Any]]:
         """Front, uniform plans and baselines for the report, with what is known of each."""
@@ -335,13 +342,14 @@ class PlanSearch:
 
     def _front_row(self, pick: Pick, settled: Settled) -> dict[str, Any]:
         chosen = pick.choices == settled.pick.choices and pick.kind == "search"
-        found = settled.final if chosen else self.judged.get(pick.choices)
+        recovered = None if chosen else self.recovered.get(pick.choices)
+        found = settled.final if chosen else recovered or self.judged.get(pick.choices)
         counts: dict[str, int] = {}
         for layer, number in enumerate(pick.choices):
             text = self.table.choices[layer][number].text
             counts[text] = counts.get(text, 0) + 1
         return {
-            "label": pick.label or "search",
+            "label": (pick.label or "search") + (" (recovered)" if recovered else ""),
             "kind": pick.kind,
             "chosen": chosen,
             "predicted_s": pick.seconds[0],

@@ -40,11 +40,15 @@ class TaskSection(_Section):
 
 @final
 class TrainSection(_Section):
-    """Training of the dense model before anything is removed, on the task's labelled training batches."""
+    """Training of the dense model before anything is removed, on the task's labelled training images.
+
+    `shift` moves every image by up to so many pixels each way, at random, whenever it is trained on.
+    """
 
     steps: Annotated[int, Field(ge=1)]
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    shift: Annotated[int, Field(ge=0)] = 0
 
 
 @final
@@ -87,11 +91,13 @@ class SparsifySection(_Section):
 @final
 class SearchSection(_Section):
     """How long to look: plans truly evaluated, plans recovered until one holds the budget, and the share of a one-shot
-    loss that recovery is expected to win back."""
+    loss that recovery is expected to win back. With `recover_uniform` the uniform plan that the chosen one must beat is
+    recovered as well, so that both are judged alike, at the price of one recovery more."""
 
     evaluations: Annotated[int, Field(ge=1)] = 4
     attempts: Annotated[int, Field(ge=1)] = 2
     expected_recovery: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    recover_uniform: bool = False
 
 
 @final

@@ -22,7 +22,7 @@ def heat_section(results: Results) -> Section | None:
         layer = chosen.get(name)
         cells = [Cell(name, code=True, hint=layer.reason if layer else "")]
         cells += [_heat_cell(known.get((name, pattern)), pattern, layer, errors) for pattern in patterns]
-        cells.append(Cell(layer.pattern, code=True, hint=layer.reason) if layer else missing("–"))
+        cells.append(Cell(layer.choice, code=True, hint=layer.reason) if layer else missing("–"))
         rows.append(tuple(cells))
     columns = (
         Column("layer", numeric=False),
@@ -56,9 +56,8 @@ def layers_section(results: Results) -> Section | None:
     """Every layer of the plan; those left dense first, with their reasons."""
     if not results.layers:
         return None
-    dense = [layer for layer in results.layers if layer.pattern == "dense"]
-    sparse = len(results.layers) - len(dense)
-    blocks: list[Block] = [Text(f"{sparse} of {len(results.layers)} layers are sparse, {len(dense)} stay dense.")]
+    dense = [layer for layer in results.layers if layer.is_untouched]
+    blocks: list[Block] = [Text(layer_counts(results))]
     if dense:
         rows = tuple(
             (
@@ -88,6 +87,17 @@ def layers_section(results: Results) -> Section | None:
         Table(columns, tuple(_layer_row(layer) for layer in results.layers), "Every layer of the plan.", folded=True)
     )
     return Section("layers", "Layers", tuple(blocks))
+
+
+def layer_counts(results: Results) -> str:
+    """How many layers became what, in one sentence."""
+    sparse = [layer for layer in results.layers if layer.pattern != "dense"]
+    int8 = [layer for layer in results.layers if layer.value_dtype == "int8"]
+    untouched = [layer for layer in results.layers if layer.is_untouched]
+    rounded = f" ({sum(layer.value_dtype == 'int8' for layer in sparse)} of them int8)" if int8 else ""
+    dense_int8 = sum(layer.pattern == "dense" for layer in int8)
+    middle = f", {dense_int8} are dense int8" if dense_int8 else ""
+    return f"{len(sparse)} of {len(results.layers)} layers are sparse{rounded}{middle}, {len(untouched)} stay dense."
 
 
 def _shape(layer: Layer) -> str:

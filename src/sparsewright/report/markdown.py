@@ -5,6 +5,7 @@ import re
 from .document import Block, Chart, Document, Table, Text
 from .end_table import end_table_section
 from .headline import Headline
+from .layers import layer_counts
 from .returns import returns_section
 from .schema import Results
 from .units import seconds
@@ -67,11 +68,8 @@ def render_summary(results: Results) -> str:
                 lines += [*_plain_table(block), ""]
             elif isinstance(block, Text) and block.tone != "quiet":
                 lines += [block.text, ""]
-    dense = [layer for layer in results.layers if layer.pattern == "dense"]
     if results.layers:
-        lines.append(
-            f"{len(results.layers) - len(dense)} of {len(results.layers)} layers are sparse; {len(dense)} stay dense."
-        )
+        lines.append(layer_counts(results))
     machine = ", ".join(str(results.environment[key]) for key in ("cpu", "threads") if results.environment.get(key))
     if machine:
         lines.append(

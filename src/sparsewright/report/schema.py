@@ -131,6 +131,16 @@ class Layer(AbstractRecord):
     bytes: float | None = None
     reason: str = ""
 
+    @property
+    def choice(self) -> str:
+        """The pattern, and the type of its values where they are int8."""
+        return f"{self.pattern} int8" if self.value_dtype == "int8" else self.pattern
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the layer runs as it did: dense, in floats."""
+        return self.pattern == "dense" and self.value_dtype != "int8"
+
 
 @final
 class Sensitivity(AbstractRecord):

@@ -1,11 +1,12 @@
 """Bisection of a front by true evaluations: few of them, each one also correcting the prediction."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from ..core import BudgetError
 from .sensitivity import Sensitivity
 from .space import CostTable
-from .sweep import Pick, best_at_speedup
+from .sweep import Pick, fastest_within_loss
 
 
 def fastest_within_drop(
@@ -20,7 +21,8 @@ def fastest_within_drop(
     """Bisect the front, slow to fast, for the fastest plan whose true drop is within the budget.
 
     After every true evaluation the predicted losses are brought into the user's unit; once a pick inside and one
-    outside are known, new plans are solved for between them.
+    outside are known, new plans are solved for between them, where a power law through both meets the budget: true
+    drops grow faster than the sum of predicted losses.
 
     Args:
         picks: from `sweep`, slowest first.
@@ -49,16 +51,17 @@ def fastest_within_drop(
     if picks and not any(picks[0].choices):
         # Dense loses nothing; no evaluation is spent on it.
         inside, low = picks[0], 1
-    while low <= high and len(tried) < evaluations:
+    # Until both sides were truly seen.
+    while low <= high and len(tried) < evaluations and not (inside is not None and inside.choices in tried and outside):
         middle = _guess(picks, low, high, points, allowed)
         if try_(picks[middle]):
             inside, low = picks[middle], middle + 1
         else:
             outside, high = picks[middle], middle - 1
     while inside is not None and outside is not None and len(tried) < evaluations:
-        goal = (inside.speedup * outside.speedup) ** 0.5
+        goal = _loss_between(inside, outside, tried, allowed)
         try:
-            between = best_at_speedup(table, raw, goal, size_bytes)
+            between = fastest_within_loss(table, raw, goal, size_bytes)
         except BudgetError:
             break
         if between.choices in tried or outside.speedup / inside.speedup < 1.01:
@@ -74,6 +77,16 @@ def fastest_within_drop(
             f"{picks[0].speedup:.2f}x. Allow a larger drop, ask for less speed, add recovery, or add milder patterns."
         )
     return inside, sensitivity.calibrated(points)
+
+
+def _loss_between(inside: Pick, outside: Pick, tried: Mapping[tuple[int, ...], float], allowed: float) -> float:
+    """Predicted loss at which a power law through both picks drops as much as is allowed, kept off the ends."""
+    floor = allowed / 50
+    low, high = max(tried.get(inside.choices, 0.0), floor), max(tried[outside.choices], floor)
+    share = math.log(max(allowed, floor) / low) / math.log(high / low) if high > low else 0.5
+    share = min(max(share, 0.2), 0.9)
+    least = max(inside.loss, 1e-3 * outside.loss)
+    return float(least * (outside.loss / least) ** share)
 
 
 def _guess(picks: Sequence[Pick], low: int, high: int, points: Sequence[tuple[float, float]], allowed: float) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import AbstractPattern, LayerStats, NumericError, PlanError, parse_pattern
 from ..models import LayerRef, batches_of, calibrate
-from ..models.statistics import quiet
+from ..models.modes import quiet
 from ..sparsifiers import AbstractSparsifier, Sparsified, sparsifiers
 from .space import Choice, CostTable
 
@@ -272,8 +272,9 @@ def _probe_batches(batches: Sequence[Any]) -> list[Any]:
     chosen, tokens = [], 0
     for batch in batches:
         chosen.append(batch)
-        inputs = [*batch.args, *batch.kwargs.values()]
-        sizes = [t.shape[0] * (t.shape[1] if t.dim() == 2 else 64) for t in inputs if isinstance(t, Tensor) and t.dim()]
+        sizes = [
+            t.shape[0] * (t.shape[1] if t.dim() == 2 else 64) for t in batch.values if isinstance(t, Tensor) and t.dim()
+        ]
         tokens += max(sizes, default=1)
         if tokens >= _PROBE_TOKENS:
             break

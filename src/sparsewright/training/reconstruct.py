@@ -18,7 +18,7 @@ from ..core import ModelError, NumericError
 from ..models import LayerRef, batches_of, blocks, layers
 from ..models.data import Batch
 from ..models.flow import Call, capture, chains
-from ..models.statistics import quiet
+from ..models.modes import quiet
 
 DAMPING = 1e-3
 ITERATIONS = 15

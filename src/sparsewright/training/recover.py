@@ -7,8 +7,7 @@ the model stays in eval mode (no dropout), and a killed run goes on from its che
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import DataError, ModelError, NumericError, RecipeError
+from ..models import Batch, as_batch, eval_mode
 from .checkpoint import Checkpoint, read_checkpoint, run_digest, write_checkpoint
 from .losses import AbstractDistillation, Answer, distillations
 from .masked_weights import MaskedWeight, masked_weights
 
-Batch = Mapping[str, Any]
 TIMED_STEPS = 4
 
 
@@ -61,7 +60,7 @@ class Settings:
 def recover(
     model: nn.Module,
     teacher: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     *,
     minutes: float | None = None,
     steps: int | None = None,
@@ -83,8 +82,8 @@ def recover(
     Args:
         model: sparsified, not yet packed: zeros in `weight` and a buffer `weight_mask` beside it.
         teacher: the dense model; only read.
-        batches: unlabelled, each called `model(**batch)`; run through in a random order that `seed` fixes, again and
-            again where the budget is larger.
+        batches: unlabelled; a tensor, a tuple of arguments or a dict of keyword arguments each. They are run through in
+            a random order that `seed` fixes, again and again where the budget is larger.
         minutes: budget in wall time. It is turned into steps once, by timing a few on a copy, and the number is stored
             in the checkpoint, so that a resumed run ends with the same weights.
         steps: budget in optimiser steps; exactly one of `minutes` and `steps` is given.
@@ -107,7 +106,7 @@ def recover(
 
     Raises:
         RecipeError: not exactly one budget, or one below one step.
-        DataError: no batches, or a checkpoint of another run.
+        DataError: no batches, one of another form, or a checkpoint of another run.
         ModelError: packed weights, or a block name that the model does not have.
         NumericError: the loss became NaN or infinite; the model is left as it was before that step.
     """
@@ -117,17 +116,12 @@ def recover(
         raise RecipeError(f"A recovery budget is at least one step, got minutes={minutes}, steps={steps}.")
     if not batches:
         raise DataError("Recovery needs at least one batch of unlabelled data; the task gave none.")
-    other = next((type(batch).__name__ for batch in batches if not isinstance(batch, Mapping)), None)
-    if other is not None:
-        raise DataError(
-            f"A batch of recovery is a dict of the model's keyword arguments, got {other}. "
-            "Write for instance {'input_ids': tensor}."
-        )
+    calls = [as_batch(batch) for batch in batches]
     distillation = distillations.get(family) if isinstance(family, str) else family
     settings = Settings(steps, minutes, lr, warmup, weight_decay, clip, betas, embeddings, seed)
     started = time.perf_counter()
-    with as_in_inference(model), as_in_inference(teacher):
-        run = Run(model, teacher, batches, distillation, blocks, settings)
+    with eval_mode(model), eval_mode(teacher):
+        run = Run(model, teacher, calls, distillation, blocks, settings)
         path = None if checkpoint is None else Path(checkpoint)
         first = run.begin(path)
         written = time.perf_counter()
@@ -175,7 +169,7 @@ class Run:
         described: dict[str, Any] = asdict(self.distillation) if is_dataclass(self.distillation) else {}
         settings = {**asdict(self.settings), "loss": type(self.distillation).__name__, "weights": described}
         settings |= {"blocks": self.blocks, "threads": torch.get_num_threads(), "batches": len(self.batches)}
-        tensors = [*self.model.state_dict().values(), *(v for b in self.batches for v in b.values() if is_plain(v))]
+        tensors = [*self.model.state_dict().values(), *(value for batch in self.batches for value in batch.values)]
         self.digest = run_digest(settings, (tensor for tensor in tensors if is_plain(tensor)))
         if path is not None and path.exists():
             self._restore(read_checkpoint(path, self.digest))
@@ -213,7 +207,7 @@ class Run:
     def _backward(self, batch: Batch) -> float:
         with torch.no_grad():
             theirs = answer(self.teacher, batch, self.blocks)
-        loss = self.distillation.loss(answer(self.model, batch, self.blocks), theirs, batch)
+        loss = self.distillation.loss(answer(self.model, batch, self.blocks), theirs, batch.kwargs)
         loss.backward()
         return loss.item()
 
@@ -307,7 +301,7 @@ def answer(model: nn.Module, batch: Batch, blocks: Sequence[str]) -> Answer:
 
     handles = [modules[name].register_forward_hook(keep(name)) for name in blocks]
     try:
-        output = main_tensor(model(**batch))
+        output = main_tensor(batch.run(model))
     finally:
         for handle in handles:
             handle.remove()
@@ -340,21 +334,9 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 def batch_size(batch: Batch) -> int:
     """Elements of the batch's largest tensor: what its time grows with."""
-    return max((value.numel() for value in batch.values() if is_plain(value)), default=1)
+    return max((value.numel() for value in batch.values if is_plain(value)), default=1)
 
 
 def is_plain(value: Any) -> bool:
     """Whether a value is a tensor that has bytes."""
     return isinstance(value, Tensor) and not value.is_meta
-
-
-@contextmanager
-def as_in_inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; every submodule's own mode is restored after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

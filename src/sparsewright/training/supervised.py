@@ -25,6 +25,7 @@ def train_classifier(
     lr: float = 1e-3,
     weight_decay: float = 0.01,
     seed: int = 0,
+    vary: Callable[[dict[str, Any], torch.Generator], dict[str, Any]] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
     """Train in place on labelled batches; the same seed and threads give the same bits.
@@ -35,7 +36,8 @@ def train_classifier(
         steps: optimiser steps.
         lr: peak learning rate.
         weight_decay: of AdamW.
-        seed: of dropout and of the order of batches.
+        seed: of dropout, of the order of batches and of what `vary` draws.
+        vary: makes another batch of the same labels out of the inputs at every step; None takes them as they are.
         progress: called after every step with (steps done, steps in all, loss).
 
     Returns:
@@ -62,6 +64,8 @@ def train_classifier(
         factor = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
             group["lr"] = lr * factor
+        if vary is not None:
+            inputs = vary(inputs, generator)
         loss = functional.cross_entropy(first_tensor(model(**inputs)), labels)
         if not math.isfinite(loss.item()):
             raise NumericError(

@@ -9,17 +9,16 @@ import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...core import DataError, RecipeError, Registry, suggest
+from ..modes import evaluating
 
 Split = Literal["validation", "test"]
 Batch = dict[str, Tensor]
@@ -178,19 +177,6 @@ class AbstractTaskKind(ABC):
 
 
 tasks: Registry[AbstractTaskKind] = Registry("tasks", AbstractTaskKind)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval and inference mode for the block; every submodule's own mode is restored after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def sha256_of(chunks: Iterator[bytes] | list[bytes]) -> str:

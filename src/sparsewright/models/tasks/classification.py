@@ -1,23 +1,21 @@
 """Texts and their classes: accuracy of a text classifier on a user's own CSV files."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...core import DataError, require_finite
-from .base import AbstractTask, AbstractTaskKind, Batch, Quality, Split, first_tensor, in_batches, length_batches, tasks
-from .encoding import exact_length, pad, pad_token, require_tokenizer, tokenize
-from .pairs import read_rows
+from .base import AbstractTaskKind, Quality, Split, first_tensor, in_batches, tasks
+from .encoding import pad, pad_token, tokenize
+from .files import AbstractTextsTask, read_rows
 
 SCORE_BATCH = 64
 
 
 @final
-class TextClassification(AbstractTask):
+class TextClassification(AbstractTextsTask):
     """Accuracy on labelled texts.
 
     Args:
@@ -36,6 +34,8 @@ class TextClassification(AbstractTask):
     """
 
     metric = "accuracy"
+    kind = "text-classification"
+    calibration_batch = 32
 
     def __init__(
         self,
@@ -49,20 +49,19 @@ class TextClassification(AbstractTask):
         calibration_texts: int = 512,
         recovery_batch: int = 32,
     ) -> None:
-        super().__init__()
-        self.tokenizer = require_tokenizer(tokenizer, "text-classification")
-        self.paths = {"validation": Path(validation), "train": Path(train)}
-        if test is not None:
-            self.paths["test"] = Path(test)
-        self.seed = seed
-        self.length = length
-        self.calibration_texts = calibration_texts
-        self.recovery_batch = recovery_batch
+        super().__init__(
+            tokenizer,
+            validation,
+            train,
+            test,
+            seed=seed,
+            length=length,
+            calibration_texts=calibration_texts,
+            recovery_batch=recovery_batch,
+        )
 
     def _score(self, model: nn.Module, split: Split, reference: nn.Module | None) -> Quality:
-        if split not in self.paths:
-            raise DataError(f"The task has no {split} file. Name one under `{split}` in the recipe.")
-        texts, labels = read_labelled(self.paths[split])
+        texts, labels = read_labelled(self.path(split))
         chosen = self._predict(model, texts)
         items = (chosen == torch.tensor(labels)).double().numpy()
         extra: dict[str, float] = {}
@@ -80,34 +79,9 @@ class TextClassification(AbstractTask):
             chosen[torch.tensor(order[piece])] = logits.argmax(-1)
         return chosen
 
-    def _train_batches(self, size: int, seed: int, most: int | None) -> list[Batch]:
-        texts = list(dict.fromkeys(row[0].strip() for row in read_rows(self.paths["train"]) if row[0].strip()))
-        order = np.random.default_rng(seed).permutation(len(texts))[:most]
-        tokens = tokenize(self.tokenizer, [texts[number] for number in order], self.length)
-        groups = length_batches([len(ids) for ids in tokens], size, seed)
-        return [pad([tokens[number] for number in group], pad_token(self.tokenizer)) for group in groups]
-
-    def calibration(self) -> list[Batch]:
-        """Batches of 32 texts of the train file, at most `calibration_texts` in all."""
-        return self._train_batches(32, self.seed, self.calibration_texts)
-
-    def recovery(self) -> list[Batch]:
-        """All texts of the train file, `recovery_batch` in a batch."""
-        return self._train_batches(self.recovery_batch, self.seed + 1, None)
-
-    def bench_batch(self, batch: int, length: int) -> Batch:
-        """Real tokens of train texts, every row full."""
-        texts = [row[0] for row in read_rows(self.paths["train"])[:200]]
-        return exact_length(tokenize(self.tokenizer, texts, self.length), batch, length)
-
-    def describe(self) -> dict[str, Any]:
-        """Names and sha256 of the files (the test file's only once it is open)."""
-        known = {name: path for name, path in self.paths.items() if name != "test" or self.test_is_open}
-        files = {
-            name: {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for name, path in known.items()
-        }
-        return {"task": "text-classification", "metric": self.metric, "length": self.length, "files": files}
+    def train_texts(self) -> list[str]:
+        """First column of the train file."""
+        return list(dict.fromkeys(row[0].strip() for row in read_rows(self.path("train")) if row[0].strip()))
 
 
 @final

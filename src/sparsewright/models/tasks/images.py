@@ -35,6 +35,29 @@ class LabelledImages:
         return len(self.labels)
 
 
+def shifted(pixels: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each image moved by its own random number of pixels, edges repeated.
+
+    Args:
+        pixels: `(items, channels, height, width)`.
+        most: largest shift each way, in pixels.
+        generator: of the shifts.
+
+    Returns:
+        Images of the same shape.
+    """
+    if most == 0:
+        return pixels
+    items, _, height, width = pixels.shape
+    padded = torch.nn.functional.pad(pixels, (most,) * 4, mode="replicate")
+    down, right = (torch.randint(2 * most + 1, (items,), generator=generator) for _ in range(2))
+    rows = (down[:, None] + torch.arange(height))[:, None, :, None]
+    columns = (right[:, None] + torch.arange(width))[:, None, None, :]
+    item = torch.arange(items)[:, None, None, None]
+    channel = torch.arange(pixels.shape[1])[None, :, None, None]
+    return padded[item, channel, rows, columns]
+
+
 class AbstractImageTask(AbstractTask):
     """Top-1 accuracy; the model is called `model(pixels)` under the name its forward gives its first argument."""
 

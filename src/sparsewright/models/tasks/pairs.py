@@ -5,8 +5,6 @@ cosine and the people's scores. Each pair's share is the product of its two stan
 the correlation, so that two models can be compared pair by pair.
 """
 
-import csv
-import hashlib
 import math
 from pathlib import Path
 from typing import Any, final
@@ -17,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...core import DataError
-from .base import AbstractTask, AbstractTaskKind, Batch, Quality, Split, length_batches, tasks
-from .encoding import encode, exact_length, pad, pad_token, require_tokenizer, tokenize
+from .base import AbstractTaskKind, Quality, Split, tasks
+from .encoding import encode, pad_token, tokenize
+from .files import AbstractTextsTask, read_rows
 
 
 @final
-class SentencePairs(AbstractTask):
+class SentencePairs(AbstractTextsTask):
     """Spearman correlation of cosines with people's scores.
 
     Args:
@@ -41,6 +40,8 @@ class SentencePairs(AbstractTask):
     """
 
     metric = "Spearman"
+    kind = "sentence-pairs"
+    calibration_batch = 64
 
     def __init__(
         self,
@@ -54,21 +55,20 @@ class SentencePairs(AbstractTask):
         calibration_texts: int = 512,
         recovery_batch: int = 64,
     ) -> None:
-        super().__init__()
-        self.tokenizer = require_tokenizer(tokenizer, "sentence-pairs")
-        self.paths = {"validation": Path(validation), "train": Path(train)}
-        if test is not None:
-            if Path(test).resolve() == self.paths["validation"].resolve():
-                raise DataError(f"{test} is named as validation and as test. Give two files of different pairs.")
-            self.paths["test"] = Path(test)
-        self.seed = seed
-        self.length = length
-        self.calibration_texts = calibration_texts
-        self.recovery_batch = recovery_batch
+        super().__init__(
+            tokenizer,
+            validation,
+            train,
+            test,
+            seed=seed,
+            length=length,
+            calibration_texts=calibration_texts,
+            recovery_batch=recovery_batch,
+        )
         self._reference_vectors: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
     def _score(self, model: nn.Module, split: Split, reference: nn.Module | None) -> Quality:
-        pairs = read_pairs(self._path(split))
+        pairs = read_pairs(self.path(split))
         texts = [first for first, _, _ in pairs] + [second for _, second, _ in pairs]
         vectors = self._encode(model, texts)
         cosine = (vectors[: len(pairs)] * vectors[len(pairs) :]).sum(-1).double().numpy()
@@ -81,42 +81,12 @@ class SentencePairs(AbstractTask):
             extra["cosine_to_dense"] = float((vectors * known[split]).sum(-1).double().mean())
         return Quality(float(items.mean()), items, ["all"] * len(pairs), extra)
 
-    def _path(self, split: str) -> Path:
-        if split not in self.paths:
-            raise DataError(f"The task has no {split} file. Name one under `{split}` in the recipe.")
-        return self.paths[split]
-
     def _encode(self, model: nn.Module, texts: list[str]) -> Tensor:
         return encode(model, tokenize(self.tokenizer, texts, self.length), pad_token(self.tokenizer))
 
-    def _train_batches(self, size: int, seed: int, most: int | None) -> list[Batch]:
-        texts = read_texts(self.paths["train"])
-        order = np.random.default_rng(seed).permutation(len(texts))[:most]
-        tokens = tokenize(self.tokenizer, [texts[number] for number in order], self.length)
-        groups = length_batches([len(ids) for ids in tokens], size, seed)
-        return [pad([tokens[number] for number in group], pad_token(self.tokenizer)) for group in groups]
-
-    def calibration(self) -> list[Batch]:
-        """Batches of 64 sentences of the train file, at most `calibration_texts` in all."""
-        return self._train_batches(64, self.seed, self.calibration_texts)
-
-    def recovery(self) -> list[Batch]:
-        """All sentences of the train file, `recovery_batch` in a batch."""
-        return self._train_batches(self.recovery_batch, self.seed + 1, None)
-
-    def bench_batch(self, batch: int, length: int) -> Batch:
-        """Real tokens of train sentences, every row full."""
-        texts = read_texts(self.paths["train"])[:200]
-        return exact_length(tokenize(self.tokenizer, texts, self.length), batch, length)
-
-    def describe(self) -> dict[str, Any]:
-        """Names and sha256 of the files (the test file's only once it is open)."""
-        known = {name: path for name, path in self.paths.items() if name != "test" or self.test_is_open}
-        files = {
-            name: {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for name, path in known.items()
-        }
-        return {"task": "sentence-pairs", "metric": self.metric, "length": self.length, "files": files}
+    def train_texts(self) -> list[str]:
+        """All sentences of the train file."""
+        return read_texts(self.path("train"))
 
 
 @final
@@ -135,22 +105,6 @@ def standard_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     ranks = (last - (counts - 1) / 2.0)[inverse].astype(np.float64)
     spread = float(ranks.std())
     return (ranks - ranks.mean()) / spread if spread else np.zeros_like(ranks)
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """Rows of a CSV file, empty ones left out.
-
-    Raises:
-        DataError: the file cannot be read, or has no rows.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}. Check the path and the encoding.") from error
-    if not rows:
-        raise DataError(f"{path} has no rows. Give a CSV file with at least one.")
-    return rows
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:

@@ -4,7 +4,6 @@ The score is the negative logarithm of the perplexity (the mean log-likelihood o
 and differences are relative: 0.01 lost is one per cent more perplexity.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, final
 
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core import DataError, require_finite
-from .base import AbstractTask, AbstractTaskKind, Batch, Quality, Split, first_tensor, in_batches, tasks
-from .encoding import exact_length, require_tokenizer
+from .base import AbstractTaskKind, Batch, Quality, Split, first_tensor, in_batches, tasks
+from .encoding import exact_length
+from .files import AbstractFileTask
 
 SCORE_BATCH = 8
 
 
 @final
-class TextLM(AbstractTask):
+class TextLM(AbstractFileTask):
     """Negative log perplexity of text files, cut into windows of equal length.
 
     Args:
@@ -41,6 +41,7 @@ class TextLM(AbstractTask):
     """
 
     metric = "negative log perplexity"
+    kind = "text-lm"
 
     def __init__(
         self,
@@ -55,21 +56,13 @@ class TextLM(AbstractTask):
         calibration_windows: int = 256,
         recovery_batch: int = 8,
     ) -> None:
-        super().__init__()
-        self.tokenizer = require_tokenizer(tokenizer, "text-lm")
-        self.paths = {"validation": Path(validation), "train": Path(train)}
-        if test is not None:
-            self.paths["test"] = Path(test)
-        self.seed = seed
-        self.length = length
+        super().__init__(tokenizer, validation, train, test, seed=seed, length=length)
         self.most_windows = most_windows
         self.calibration_windows = calibration_windows
         self.recovery_batch = recovery_batch
         self._windows: dict[str, Tensor] = {}
 
     def _score(self, model: nn.Module, split: Split, reference: nn.Module | None) -> Quality:
-        if split not in self.paths:
-            raise DataError(f"The task has no {split} file. Name one under `{split}` in the recipe.")
         windows = self.windows(split)[: self.most_windows]
         items = self._log_likelihood(model, windows)
         extra = {"perplexity": float(np.exp(-items.mean()))}
@@ -93,7 +86,7 @@ class TextLM(AbstractTask):
     def windows(self, name: str) -> Tensor:
         """All whole windows of a file, `(windows, length)` int64; the rest at the end is dropped."""
         if name not in self._windows:
-            path = self.paths[name]
+            path = self.path(name)
             try:
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
@@ -127,15 +120,6 @@ class TextLM(AbstractTask):
     def bench_batch(self, batch: int, length: int) -> Batch:
         """Real tokens of the train file, every row full."""
         return exact_length(self.windows("train")[:64].tolist(), batch, length)
-
-    def describe(self) -> dict[str, Any]:
-        """Names and sha256 of the files (the test file's only once it is open)."""
-        known = {name: path for name, path in self.paths.items() if name != "test" or self.test_is_open}
-        files = {
-            name: {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for name, path in known.items()
-        }
-        return {"task": "text-lm", "metric": self.metric, "length": self.length, "files": files}
 
 
 @final
