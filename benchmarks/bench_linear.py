@@ -1,7 +1,8 @@
-"""Sparse linear against torch's dense float32 linear, one thread: what each pattern gains at which batch.
+"""Sparse and int8 linear against torch's dense float32 linear, one thread: what each gains at which batch.
 
 Writes `results/linear.csv` beside this file. Every figure is thread CPU time, so that neighbours on the machine count
-as little as they can; dense and sparse take turns within one run, and only ratios within a run are compared.
+as little as they can; dense, torch's dynamic int8 and ours take turns within one run, and only ratios within a run are
+compared.
 
     python benchmarks/bench_linear.py [--quick]
 """
@@ -21,12 +22,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 import sparsewright
 from sparsewright import kernels
 from sparsewright._native import instruction_set
-from sparsewright.core import parse_pattern
+from sparsewright.core import Dense
+from sparsewright.hardware import dynamic_int8
+from sparsewright.hardware.doctor import parse_choice
 from sparsewright.layouts import pack
 from sparsewright.solvers import solve_mask
 
@@ -48,8 +52,16 @@ PATTERNS = (
     "1:4",
     "50%",
     "10%",
+    "dense int8",
+    "4x1@75% int8",
+    "2:4x4 int8",
+    "4x1@50% int8",
+    "1:4x4 int8",
+    "4x1@25% int8",
+    "16x1@10% int8",
 )
-QUICK_PATTERNS = ("2:4x4", "1:4x4", "2:4x16", "2:4")
+RIVAL = "torch dynamic int8"
+QUICK_PATTERNS = ("2:4x4", "1:4x4", "2:4x16", "2:4", "dense int8", "4x1@50% int8")
 QUICK_TOKENS = (1, 128)
 RESULTS = Path(__file__).parent / "results" / "linear.csv"
 
@@ -78,17 +90,24 @@ def measure(shape: tuple[int, int], tokens: int, patterns: tuple[str, ...], roun
     weight, bias, x = torch.randn(shape) / shape[1] ** 0.5, torch.zeros(shape[0]), torch.randn(tokens, shape[1])
     calls: dict[str, Callable[[], object]] = {"dense": lambda: functional.linear(x, weight, bias)}
     kernel = {}
+    linear = nn.Linear(shape[1], shape[0])
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    quantised = dynamic_int8(linear)
+    calls[RIVAL], kernel[RIVAL] = (lambda: quantised(x)), "torch"
     for text in patterns:
-        pattern = parse_pattern(text)
-        packed = pack(weight, solve_mask(weight.abs(), pattern), "vector", pattern)
+        pattern, values = parse_choice(text)
+        dense_ones = torch.ones(shape, dtype=torch.bool)
+        mask = dense_ones if isinstance(pattern, Dense) else solve_mask(weight.abs(), pattern)
+        packed = pack(weight, mask, pattern=pattern, value_dtype=torch.int8 if values == "int8" else torch.float32)
         kernel[text] = kernels.which(packed, tokens)
         calls[text] = lambda packed=packed: kernels.linear(x, packed, bias)
     taken = timed(calls, rounds, slice_s=3e-3)
     dense = statistics.median(taken["dense"])
     rows = []
-    for text in patterns:
+    for text in (RIVAL, *patterns):
         low, middle, high = statistics.quantiles(taken[text], n=4)
-        density = parse_pattern(text).density
+        density = 1.0 if text == RIVAL else parse_choice(text)[0].density
         rows.append(
             {
                 "out": shape[0],

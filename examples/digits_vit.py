@@ -15,6 +15,5 @@ def build() -> nn.Module:
         num_attention_heads=4,
         intermediate_size=768,
         num_labels=10,
-        hidden_dropout_prob=0.1,
     )
     return ViTForImageClassification(config)

@@ -12,10 +12,11 @@ from safetensors import safe_open
 from torch import nn
 
 from sparsewright.bundle import BundleReader, inspect, load, save, verify
-from sparsewright.core import BundleError, NumericError, Plan, SparsewrightError
+from sparsewright.core import BundleError, LayerPlan, NumericError, Plan, SparsewrightError, parse_pattern
 from sparsewright.hardware import dynamic_int8
 from sparsewright.layouts import pack
 from sparsewright.nn import SparseTensor, as_parameter, masks
+from sparsewright.solvers import solve_mask
 
 Make = Callable[..., TwoLayers]
 TOKENS = torch.arange(24).view(4, 6)
@@ -51,6 +52,53 @@ def test_a_packed_weight_comes_back_bit_equal(tmp_path: Path, pattern: str, valu
     for name, tensor in before.packed.tensors.items():
         assert torch.equal(after.packed.tensors[name], tensor)
     assert torch.equal(again[2].weight, model[2].weight)
+
+
+@pytest.mark.parametrize("pattern", ["dense", "2:4x4", "1:4x16", "4x1@25%", "16x1@50%", "4x1@2%"])
+def test_an_int8_weight_comes_back_bit_equal_whatever_floats_are_stored_as(tmp_path: Path, pattern: str) -> None:
+    def build() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(48, 100), nn.ReLU(), nn.Linear(100, 10))
+
+    torch.manual_seed(1)
+    model = build().eval()
+    sizes = {}
+    for stored in (None, "fp16"):
+        weight = model[0].weight.detach() if stored is None else model[0].weight.dense()
+        mask = torch.ones_like(weight, dtype=torch.bool) if pattern == "dense" else solve_mask(weight.abs(), pattern)
+        if stored is None:
+            packed = pack(weight, mask, pattern=pattern, value_dtype=torch.int8)
+            model[0]._parameters["weight"] = as_parameter(SparseTensor(packed))
+        path = tmp_path / f"{stored}.safetensors"
+        save(model, path, dense_dtype="fp16", value_dtype=stored)
+        assert verify(path).ok
+        again = load(path, build()).eval()
+        after = again[0].weight
+        assert isinstance(after, SparseTensor)
+        assert (after.packed.layout, after.packed.value_dtype) == ("int8", torch.int8)
+        for name, tensor in model[0].weight.packed.tensors.items():
+            assert torch.equal(after.packed.tensors[name], tensor), name
+        x = torch.randn(5, 48)
+        with torch.no_grad():
+            assert torch.equal(again[0](x), nn.functional.linear(x, after, again[0].bias))
+        sizes[stored] = inspect(path).size_bytes
+    assert sizes[None] == sizes["fp16"]
+
+
+def test_a_masked_model_is_saved_with_the_value_types_of_its_plan(tmp_path: Path, make_model: Make) -> None:
+    model = make_model(first=None, second=None)
+    mask_layer(model.first, "2:4x4")
+    mask_layer(model.second, "50%")
+    plan = Plan(
+        {
+            "first": LayerPlan(parse_pattern("2:4x4"), value_dtype="int8"),
+            "second": LayerPlan(parse_pattern("50%"), value_dtype="int8"),
+        }
+    )
+    save(model, tmp_path / "m.safetensors", plan=plan)
+    again = load(tmp_path / "m.safetensors", TwoLayers())
+    assert again.first.weight.packed.value_dtype == torch.int8
+    # No int8 kernel takes a pattern whose rows choose alone: its values stay floats.
+    assert not isinstance(again.second.weight, SparseTensor) or again.second.weight.packed.value_dtype == torch.float32
 
 
 def regular_mask(pattern: str) -> torch.Tensor:

@@ -281,3 +281,44 @@ def test_export_keeps_the_packed_operator_with_dynamic_tokens() -> None:
     x = torch.randn(9, 64)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), dense(x), **CLOSE)
+
+
+def int8_pair() -> tuple[nn.Linear, SparseTensor]:
+    torch.manual_seed(0)
+    weight = torch.randn(32, 64)
+    mask = (torch.arange(64) % 4 < 2).expand(32, 64)
+    weight[0, 0] = 1e-6  # kept, and rounded to zero
+    layer = nn.Linear(64, 32)
+    layer.weight = as_parameter(SparseTensor(pack(weight, mask, pattern="2:4x4", value_dtype=torch.int8)))
+    return layer, layer.weight
+
+
+def test_int8_weights_copy_save_and_are_seen_as_other_dtypes_without_losing_their_scales() -> None:
+    layer, weight = int8_pair()
+    x = torch.randn(5, 64)
+    with torch.no_grad():
+        expected = layer(x)
+        assert torch.equal(copy.deepcopy(layer)(x), expected)
+        assert torch.equal(torch.matmul(x, weight.T) + layer.bias, expected)
+    allow_loading()
+    stream = io.BytesIO()
+    torch.save(layer.state_dict(), stream)
+    stream.seek(0)
+    fresh = nn.Linear(64, 32)
+    fresh.load_state_dict(torch.load(stream, weights_only=True), assign=True)
+    with torch.no_grad():
+        assert torch.equal(fresh(x), expected)
+    seen = weight.to(torch.bfloat16)
+    assert seen.dtype == torch.bfloat16
+    assert seen.packed.value_dtype == torch.int8
+    assert torch.equal(seen.packed.tensors["scale"], weight.packed.tensors["scale"])
+    assert torch.equal(seen.to(torch.float32).dense(), weight.dense())
+
+
+def test_a_kept_weight_that_rounds_to_zero_counts_as_kept() -> None:
+    layer, weight = int8_pair()
+    assert float(weight.dense()[0, 0]) == 0.0
+    assert bool(masks(layer)[""][0, 0])
+    assert int(masks(layer)[""].sum()) == 32 * 32
+    (row,) = dispatch_report(layer, tokens=64)
+    assert (row.state, row.layout, row.kernel) == ("packed", "int8", "int8_lane")

@@ -16,7 +16,9 @@ def pack(
     target: Annotated[str, typer.Option(help="What decides which layouts win: a target or a profile file.")] = "this",
     force: Annotated[bool, typer.Option("--force", help="Pack every masked layer, winner or not.")] = False,
     dense: Annotated[Literal["fp32", "fp16"], typer.Option(help="How dense tensors are stored.")] = "fp32",
-    values: Annotated[Literal["fp32", "fp16"] | None, typer.Option(help="How kept values are stored.")] = None,
+    values: Annotated[
+        Literal["fp32", "fp16", "int8"] | None, typer.Option(help="How kept values are stored; int8 also runs so.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Pack the layers that win on the target and write the bundle."""

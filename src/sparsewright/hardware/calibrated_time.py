@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core import AbstractPattern, Plan, parse_pattern
+from ..core import AbstractPattern, Plan, ValueType, parse_pattern
 from ..models import layers
 from ..solvers import solve_mask
 from .model_time import ModelTime, run_model
@@ -32,6 +32,7 @@ def calibrated(
     inputs: Mapping[str, Any],
     target: AbstractTarget,
     pattern: AbstractPattern | str = "4x1@50%",
+    value_dtype: ValueType = "fp32",
     *,
     threads: int = 1,
     rounds: tuple[int, int] = (7, 40),
@@ -44,7 +45,7 @@ def calibrated(
         model: dense; a copy is packed.
         inputs: batch label -> the input it was timed with.
         target: this machine's target, which knows the pattern at the layers' shapes.
-        pattern: what the copy is packed under, in every layer that takes it.
+        pattern, value_dtype: what the copy is packed under, in every layer that takes it.
         threads: intra-op threads.
         rounds, seconds: of timing, per batch.
 
@@ -53,7 +54,7 @@ def calibrated(
     """
     rule = parse_pattern(pattern)
     names = [name for name, layer in next(iter(times.values())).layers.items() if not target.can_run(rule, layer.shape)]
-    packed = _packed_copy(model, names, rule)
+    packed = _packed_copy(model, names, rule, value_dtype)
     if packed is None:
         return dict(times)
     found = {}
@@ -66,7 +67,7 @@ def calibrated(
                 {"dense": dense_call, "packed": packed_call}, threads=threads, rounds=rounds, seconds=seconds, warm=1
             )
             measured = 1.0 - 1.0 / speedup(samples["packed"], samples["dense"]).value
-            found[label] = _scaled(time, names, rule, target, measured)
+            found[label] = _scaled(time, names, rule, value_dtype, target, measured)
     finally:
         model.train(training)
     return found
@@ -76,7 +77,9 @@ def _calls(dense: nn.Module, packed: nn.Module, batch: Any) -> tuple[Any, Any]:
     return (lambda: run_model(dense, batch)), (lambda: run_model(packed, batch))
 
 
-def _packed_copy(model: nn.Module, names: list[str], pattern: AbstractPattern) -> nn.Module | None:
+def _packed_copy(
+    model: nn.Module, names: list[str], pattern: AbstractPattern, value_dtype: ValueType
+) -> nn.Module | None:
     packed = copy.deepcopy(model).eval()
     refs = [ref for ref in layers(packed) if ref.name in names and ref.runs_packed]
     if not refs:
@@ -84,15 +87,20 @@ def _packed_copy(model: nn.Module, names: list[str], pattern: AbstractPattern) -
     for ref in refs:
         weight = ref.get_weight()
         ref.set_weight(weight.clone(), solve_mask(weight.float().abs().contiguous(), pattern))
-    pack_(packed, plan=Plan.uniform([ref.name for ref in refs], pattern), force=True)
+    pack_(packed, plan=Plan.uniform([ref.name for ref in refs], pattern, value_dtype), force=True)
     return packed
 
 
 def _scaled(
-    time: ModelTime, names: list[str], pattern: AbstractPattern, target: AbstractTarget, measured: float
+    time: ModelTime,
+    names: list[str],
+    pattern: AbstractPattern,
+    value_dtype: ValueType,
+    target: AbstractTarget,
+    measured: float,
 ) -> ModelTime:
     """Layers scaled by measured saving / expected saving, both as shares of the dense model's time."""
-    expected = sum(time.layers[name].seconds - time.layer_seconds(target, name, pattern) for name in names)
+    expected = sum(time.layers[name].seconds - time.layer_seconds(target, name, pattern, value_dtype) for name in names)
     if expected <= 0 or measured <= 0:
         return time
     least, most = _FACTORS

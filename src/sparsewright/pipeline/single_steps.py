@@ -173,7 +173,7 @@ def pack_to(
     target: str = "this",
     force: bool = False,
     dense_dtype: Literal["fp32", "fp16"] = "fp32",
-    value_dtype: Literal["fp32", "fp16"] | None = None,
+    value_dtype: Literal["fp32", "fp16", "int8"] | None = None,
 ) -> list[PackedLayer]:
     """Pack the masked layers that win on a target and write the bundle.
 
@@ -186,7 +186,7 @@ def pack_to(
         target: says what wins.
         force: pack without asking the target.
         dense_dtype: how tensors that are not sparse are stored.
-        value_dtype: how kept values are stored; they run as they were packed.
+        value_dtype: how kept values are stored; floats run as they were packed, int8 as int8.
     """
     source = load_recipe(subject).model if is_recipe(subject) else subject
     model = load_model(source).model
@@ -196,6 +196,10 @@ def pack_to(
     chosen = read_plan(plan) if plan is not None else None
     if isinstance(chosen, str):
         raise ModelError(f"Packing takes a plan file ending in .json, got {chosen!r}. Leave it out to read the masks.")
+    if value_dtype == "int8":
+        rows = pack_(model, target, plan=chosen, force=force, value_dtype="int8")
+        save(model, out, dense_dtype=dense_dtype, source=source)
+        return rows
     rows = pack_(model, target, plan=chosen, force=force)
     save(model, out, dense_dtype=dense_dtype, value_dtype=value_dtype, plan=chosen, source=source)
     return rows

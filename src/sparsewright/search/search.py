@@ -226,7 +226,8 @@ def costs_of(
     shapes = {ref.name: ref.shape for ref in refs}
     times = {label: time_model(model, batch, modules, shapes, threads=threads) for label, batch in inputs.items()}
     if isinstance(target, ThisTarget):
-        times = calibrated(times, model, inputs, target, threads=threads)
+        kind: ValueType = "int8" if "int8" in value_dtypes else "fp32"
+        times = calibrated(times, model, inputs, target, value_dtype=kind, threads=threads)
     else:
         _prepare_dense(target, times)
         times = {label: time.on(target) for label, time in times.items()}
