@@ -1,6 +1,8 @@
 """The knapsack is exact, deterministic, and says how far a budget misses."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,3 +94,17 @@ def test_a_limit_met_to_the_last_bit_is_kept():
 def test_costs_that_are_not_finite_are_refused():
     with pytest.raises(BudgetError, match="finite"):
         choose([[0.0, float("nan")]], [Window("seconds", [[1.0, 1.0]], 1.0)])
+
+
+def test_what_native_code_prints_stays_off_standard_output():
+    program = """
+import ctypes
+from sparsewright.search.knapsack import _native_output_to_stderr
+print("before")
+with _native_output_to_stderr():
+    ctypes.CDLL(None).printf(b"from the solver\\n")
+print("after")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "before\nafter\n"
+    assert done.stderr.strip() == "from the solver"

@@ -5,7 +5,11 @@ because the gap is closed to zero; a plan that leans on the solver's tolerance i
 Ties go to the earlier choice of the earlier layer.
 """
 
-from collections.abc import Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -94,6 +98,26 @@ def _check_feasible(sizes: list[int], windows: Sequence[Window]) -> None:
             )
 
 
+@contextmanager
+def _native_output_to_stderr() -> Iterator[None]:
+    """HiGHS prints a line of its own now and then, which must not get between the lines of a program's JSON."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError):
+        # There is no standard output to keep clean.
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        # What C wrote waits in its own buffer.
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _solve(sizes: list[int], objective: Matrix, windows: Sequence[Window]) -> list[int] | None:
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_matrix
@@ -117,13 +141,14 @@ def _solve(sizes: list[int], objective: Matrix, windows: Sequence[Window]) -> li
     for _ in range(_MOST_CUTS):
         matrix = np.array([*rows, *cuts])
         bounds = np.array([*limits, *([len(sizes) - 1.0] * len(cuts))])
-        result = milp(
-            goal,
-            integrality=np.ones(len(goal), dtype=np.int64),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(matrix, -np.inf, bounds)],
-            options={"mip_rel_gap": 0.0},
-        )
+        with _native_output_to_stderr():
+            result = milp(
+                goal,
+                integrality=np.ones(len(goal), dtype=np.int64),
+                bounds=Bounds(0, 1),
+                constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(matrix, -np.inf, bounds)],
+                options={"mip_rel_gap": 0.0},
+            )
         if result.x is None:
             return None
         chosen = _picked(result.x, sizes)
