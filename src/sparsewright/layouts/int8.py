@@ -1,6 +1,6 @@
 """Int8: one byte per kept weight, one scale per output row; the operand of the int8 kernels, dense rows included.
 
-Output rows lie in groups of G = 4, 8 or 16 that share one choice of columns (a dense weight: 4). The kept columns of a
+Output rows lie in groups of G = 4, 8 or 16 that share one choice of columns (a dense weight: 16). The kept columns of a
 group lie in fours, "quads", because one instruction multiplies four bytes; the last quad repeats its last column with
 zero weights. Tensors:
 
@@ -28,7 +28,7 @@ from .vector_storage import columns_from_index, expected_bytes, index_from_colum
 
 GROUPS = (16, 8, 4)
 MOST_COLUMNS = 65536
-_DENSE_GROUP = 4
+_DENSE_GROUP = 16
 
 
 def row_group(pattern: AbstractPattern) -> int | None:

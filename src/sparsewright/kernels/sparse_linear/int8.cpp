@@ -14,8 +14,15 @@ void run_part(void *context, int part) {
     const Range tokens = by_tokens ? share(p.tokens, p.threads, part) : Range{0, p.tokens};
     const Range groups = by_tokens ? Range{0, p.groups} : share(p.groups, p.threads, part);
     if (tokens.begin == tokens.end || groups.begin == groups.end) return;
-    if (p.tokens == 1) p.columns ? single_int8_token<true>(p, groups) : single_int8_token<false>(p, groups);
-    else Int8Lane<most_bytes>::run(p, tokens.begin, tokens.end, groups);
+    if (p.tokens != 1) {
+        Int8Lane<most_bytes>::run(p, tokens.begin, tokens.end, groups);
+    } else {
+        switch (p.group) {
+            case 4: single_int8_token<4>(p, groups); break;
+            case 8: single_int8_token<8>(p, groups); break;
+            case 16: single_int8_token<16>(p, groups); break;
+        }
+    }
 }
 
 }  // namespace

@@ -55,6 +55,62 @@ inline void round_token(const float *x, std::int64_t in, std::int64_t padded, st
     step = flat ? 0.0f : range / 127.0f;
 }
 
+// Few tokens, dense rows: a vector holds four columns of some of 16 output rows, and four rounded inputs of one token are
+// broadcast to it. Nothing is transposed, and weights are read once for all tokens.
+constexpr int few_tokens = lanes == 16 ? 16 : lanes == 8 ? 4 : 2;
+
+template <int T>
+__attribute__((noinline)) void dense_rows(const Int8Problem &p, std::int64_t token, Range groups_of, const std::uint8_t *u,
+                                          std::int64_t padded, const float *low, const float *step) {
+    constexpr int bytes = most_bytes, vectors = 64 / bytes, words = bytes / 4;
+    using V = Words<bytes>;
+    for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g) {
+        V sum[T][vectors] = {};
+        const std::int8_t *w = p.values + p.pointers[g] * std::int64_t{64};
+        const std::int64_t count = p.pointers[g + 1] - p.pointers[g];
+        for (std::int64_t q = 0; q < count; ++q, w += 64) {
+            V weight[vectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) weight[v] = load_words<bytes>(w + v * bytes);
+#pragma GCC unroll 16
+            for (int t = 0; t < T; ++t) {
+                const V x = splat_word<bytes>(u + t * padded + 4 * q);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; ++v) sum[t][v] = add_products<bytes>(sum[t][v], x, weight[v]);
+            }
+        }
+        const std::int64_t live = smaller<std::int64_t>(p.out - 16 * g, 16);
+        for (int t = 0; t < T; ++t) {
+            float row[16];
+            for (int v = 0; v < vectors; ++v) {
+                Words<bytes> whole;
+                Floats<bytes> scale;
+                std::memcpy(&whole, p.sums + 16 * g + v * words, bytes);
+                std::memcpy(&scale, p.scale + 16 * g + v * words, bytes);
+                const Floats<bytes> product = __builtin_convertvector(sum[t][v], Floats<bytes>);
+                const Floats<bytes> all = (step[t] * product + low[t] * __builtin_convertvector(whole, Floats<bytes>)) * scale;
+                std::memcpy(row + v * words, &all, bytes);
+            }
+            float *y = p.y + (token + t) * p.out + 16 * g;
+            for (std::int64_t r = 0; r < live; ++r) y[r] = p.bias ? row[r] + p.bias[16 * g + r] : row[r];
+        }
+    }
+}
+
+inline void run_dense_rows(const Int8Problem &p, std::int64_t token, std::int64_t end, Range groups_of) {
+    const std::int64_t padded = divide_up(p.in, 4) * 4;
+    char *memory = static_cast<char *>(sparsewright::scratch(few_tokens * (padded + 64 + 2 * sizeof(float))));
+    float *low = reinterpret_cast<float *>(memory), *step = low + few_tokens;
+    std::uint8_t *u = reinterpret_cast<std::uint8_t *>(step + few_tokens);
+    while (token < end) {
+        const std::int64_t tokens = smaller<std::int64_t>(end - token, few_tokens);
+        for (std::int64_t t = 0; t < tokens; ++t)
+            round_token(p.x + (token + t) * p.x_stride, p.in, padded, u + t * padded, low[t], step[t]);
+        with_count<few_tokens>(tokens, [&]<int T>() { dense_rows<T>(p, token, groups_of, u, padded, low, step); });
+        token += tokens;
+    }
+}
+
 template <int bytes> struct Int8Lane {
     using V = Words<bytes>;
     static constexpr int words = bytes / 4;  // tokens of one vector of sums
@@ -198,6 +254,7 @@ template <int bytes> struct Int8Lane {
     // As many tiles of this width as there are tokens for, the next narrower width takes the rest.
     static void run(const Int8Problem &p, std::int64_t token, std::int64_t end, Range groups_of) {
         constexpr int narrower = bytes > 16 ? bytes / 2 : 0;
+        if (bytes < most_bytes && !p.columns && p.group == 16) return run_dense_rows(p, token, end, groups_of);
         char *memory_of = static_cast<char *>(sparsewright::scratch(memory(p)));
         while (end - token > narrower) {
             const std::int64_t tokens = smaller<std::int64_t>(end - token, bytes);
@@ -211,45 +268,58 @@ template <int bytes> struct Int8Lane {
 };
 
 // One token: x stays as it is, and weights are widened while they stream by, since reading them is the cost.
-template <bool single> void single_int8_token(const Int8Problem &p, Range groups_of) {
-    constexpr int vectors = 16 / lanes;  // of four rows by four columns
+template <int G, bool single>
+__attribute__((noinline)) void single_int8_token(const Int8Problem &p, Range groups_of) {
+    constexpr int vectors = 16 / lanes;                 // of four rows by four columns
+    constexpr int chains = G == 4 ? 4 : G == 8 ? 2 : 1;  // independent sums per vector
     float last[4] = {};  // of x, where its length is no multiple of four
     const std::int64_t whole = p.in / 4;
     for (std::int64_t k = 4 * whole; k < p.in; ++k) last[k - 4 * whole] = p.x[k];
     for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g) {
         const std::int64_t quad = p.pointers[g], count = p.pointers[g + 1] - quad;
-        for (int r = 0; r < p.group; r += 4) {
-            Wide sum[4][vectors] = {};
-            const std::int8_t *w = p.values + (quad * p.group + r) * 4;
-            const auto add = [&](std::int64_t q, Wide (&to)[vectors]) __attribute__((always_inline)) {
-                f4 four;
-                if constexpr (single) {
-                    const std::uint16_t *c = p.columns + 4 * (quad + q);
-                    four = f4{p.x[c[0]], p.x[c[1]], p.x[c[2]], p.x[c[3]]};
-                } else {
-                    four = load<f4>(q < whole ? p.x + 4 * q : last);
-                }
-                const Wide x = repeat_four(four);
+        Wide sum[chains][G / 4][vectors] = {};
+        const std::int8_t *w = p.values + quad * G * 4;
+        const auto add = [&](std::int64_t q, int chain) __attribute__((always_inline)) {
+            f4 four;
+            if constexpr (single) {
+                const std::uint16_t *c = p.columns + 4 * (quad + q);
+                four = f4{p.x[c[0]], p.x[c[1]], p.x[c[2]], p.x[c[3]]};
+            } else {
+                four = load<f4>(q < whole ? p.x + 4 * q : last);
+            }
+            const Wide x = repeat_four(four);
+#pragma GCC unroll 4
+            for (int r = 0; r < G / 4; ++r)
 #pragma GCC unroll 4
                 for (int v = 0; v < vectors; ++v)
-                    to[v] = multiply_add(x, widen_weights(w + q * 4 * p.group + v * lanes), to[v]);
-            };
-            std::int64_t q = 0;
-            for (; q + 4 <= count; q += 4)
+                    sum[chain][r][v] =
+                        multiply_add(x, widen_weights(w + q * 4 * G + 16 * r + v * lanes), sum[chain][r][v]);
+        };
+        std::int64_t q = 0;
+        for (; q + chains <= count; q += chains)
 #pragma GCC unroll 4
-                for (int i = 0; i < 4; ++i) add(q + i, sum[i]);
-            for (; q < count; ++q) add(q, sum[0]);
+            for (int i = 0; i < chains; ++i) add(q + i, i);
+        for (; q < count; ++q) add(q, 0);
+        for (int r = 0; r < G / 4; ++r) {
             float parts[16];
-            for (int v = 0; v < vectors; ++v)
-                store(parts + v * lanes, (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]));
+            for (int v = 0; v < vectors; ++v) {
+                Wide all = sum[0][r][v];
+                for (int i = 1; i < chains; ++i) all += sum[i][r][v];
+                store(parts + v * lanes, all);
+            }
             for (int i = 0; i < 4; ++i) {
-                const std::int64_t row = g * p.group + r + i;
+                const std::int64_t row = g * G + 4 * r + i;
                 if (row >= p.out) break;
                 const float all = (parts[4 * i] + parts[4 * i + 1]) + (parts[4 * i + 2] + parts[4 * i + 3]);
                 p.y[row] = p.bias ? all * p.scale[row] + p.bias[row] : all * p.scale[row];
             }
         }
     }
+}
+
+template <int G> void single_int8_token(const Int8Problem &p, Range groups_of) {
+    if (p.columns) single_int8_token<G, true>(p, groups_of);
+    else single_int8_token<G, false>(p, groups_of);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ struct Int8Problem {
     const float *scale;            // (groups * group)
     const std::int32_t *sums;      // (groups * group) sum of each row's weights
     std::int64_t groups;
-    int group;                     // a multiple of 4
+    int group;                     // 4, 8 or 16
     const float *bias;             // (out,) or null
     float *y;                      // (tokens, out), contiguous
     int threads;
