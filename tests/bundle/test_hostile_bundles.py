@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_models import TwoLayers
+from bundle_models import TwoLayers, pack_layer
 from safetensors.torch import save_file
 
-from sparsewright.bundle import BundleReader, inspect, load, verify
+from sparsewright.bundle import BundleReader, inspect, load, save, verify
 from sparsewright.bundle.header import TensorEntry, header_bytes, table_digest
 from sparsewright.core import BundleError, FileError
 
@@ -188,6 +188,12 @@ MANIFEST_ATTACKS: dict[str, Change] = {
     "pattern": lambda m, d: plan_of(m).update(pattern="os.system"),
     "value dtype": lambda m, d: plan_of(m).update(value_dtype="fp64"),
     "other value dtype": lambda m, d: plan_of(m).update(value_dtype="fp16"),
+    "a list for a value type": lambda m, d: plan_of(m).update(value_dtype=["int8"]),
+    "a list for a dtype": lambda m, d: plan_of(m).update(dtype=["F32"]),
+    "a mapping for a view": lambda m, d: plan_of(m).update(view={}),
+    "a list for a run dtype": lambda m, d: plan_of(m).update(run_dtype=[]),
+    "a list for a library": lambda m, d: m["model"].update(library=["torch"]),
+    "int8 values in a layout of floats": lambda m, d: plan_of(m).update(value_dtype="int8"),
     "seen as int": lambda m, d: plan_of(m).update(dtype="I32"),
     "unknown layout": lambda m, d: plan_of(m).update(layout="os"),
     "other layout": lambda m, d: plan_of(m).update(layout="bitmask"),
@@ -264,3 +270,38 @@ def test_a_shape_of_another_model_is_refused_on_load(bundle: Path) -> None:
     path = forge(bundle, lambda manifest, data: plan_of(manifest).update(shape=[64, 128]))
     with pytest.raises(BundleError, match="does not fit the model"):
         load(path, TwoLayers())
+
+
+@pytest.fixture
+def int8_bundle(tmp_path: Path) -> Path:
+    """A good bundle with an int8 layer, `first`."""
+    torch.manual_seed(0)
+    model = TwoLayers().eval()
+    pack_layer(model.first, "2:4x4", torch.int8)
+    path = tmp_path / "int8.safetensors"
+    save(model, path)
+    return path
+
+
+def test_the_int8_bundle_of_these_tests_is_good(int8_bundle: Path) -> None:
+    assert verify(forge(int8_bundle, lambda manifest, data: None)).problems == ()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 3e38])
+def test_scales_that_no_packing_writes_are_refused(int8_bundle: Path, scale: float) -> None:
+    def change(manifest: dict[str, Any], data: dict[str, Any]) -> None:
+        data["first.weight.L1.scale"][4:8] = struct.pack("<f", scale)
+
+    refused(forge(int8_bundle, change), "scale|NaN or infinity")
+
+
+def test_int8_values_below_their_range_are_refused(int8_bundle: Path) -> None:
+    def change(manifest: dict[str, Any], data: dict[str, Any]) -> None:
+        data["first.weight.L1.values"][0] = 0x80
+
+    refused(forge(int8_bundle, change), "-128")
+
+
+def test_int8_planes_under_another_layout_or_type_are_refused(int8_bundle: Path) -> None:
+    refused(forge(int8_bundle, lambda m, d: plan_of(m).update(layout="vector", planes=["values", "index"])), "int8")
+    refused(forge(int8_bundle, lambda m, d: plan_of(m).update(value_dtype="fp32")), "fp32")

@@ -108,6 +108,15 @@ def test_a_pattern_without_an_int8_kernel_stays_masked_and_says_why(model):
     assert "int8" in row.reason
 
 
+def test_a_plan_for_layers_that_are_not_there_and_unknown_values_are_refused(model):
+    masked(model)
+    plan = Plan({"zz": LayerPlan(parse_pattern("dense"), value_dtype="int8")})
+    with pytest.raises(PlanError, match="'zz', which this model does not have"):
+        pack_(model, plan=plan, force=True)
+    with pytest.raises(PlanError, match="no 'int4' values"):
+        pack_(model, force=True, value_dtype="int4")
+
+
 def test_a_dense_model_has_nothing_to_pack(model):
     with pytest.raises(ModelError, match="Call sparsify_ first"):
         pack_(model, force=True)

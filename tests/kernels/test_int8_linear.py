@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsewright._native import instruction_sets
+from sparsewright.core import NumericError
 from sparsewright.kernels import linear, which, why_not
 from sparsewright.layouts import pack
 from sparsewright.nn import SparseTensor
@@ -188,3 +189,31 @@ def test_dispatch_names_the_kernel_and_the_others_reasons(packed_weight):
     reasons = why_not(packed, 64)
     assert not reasons["int8_lane"]
     assert all(reasons[name] for name in reasons if name != "int8_lane")
+
+
+def test_very_large_tokens_leave_the_others_alone_and_stay_finite_up_to_1e35(packed_weight):
+    packed = int8_weight(packed_weight, "4x1@50%", 40, 64)
+    x = random_input(4, 64)
+    sound = linear(x, packed)
+    x[1, 3], x[1, 4] = 1e35, -1e35
+    x[2, 3], x[2, 4] = 3e38, -3e38
+    y = linear(x, packed)
+    assert torch.equal(y[[0, 3]], sound[[0, 3]])
+    truth = x[1].double() @ packed.unpack().double().T
+    assert float((y[1].double() - truth).abs().max()) < 0.05 * 1e35
+
+
+def test_second_derivatives_are_those_of_the_rounded_weight(packed_weight):
+    packed = int8_weight(packed_weight, "2:4x4", 40, 64)
+    x = random_input(5, 64).requires_grad_()
+    (first,) = torch.autograd.grad(linear(x, packed).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    weight = packed.unpack()
+    torch.testing.assert_close(second, 2 * (torch.ones(5, 64) @ weight.T) @ weight, rtol=1e-2, atol=0.2)
+
+
+def test_a_weight_beyond_single_precision_is_refused():
+    weight = torch.randn(8, 16, dtype=torch.float64)
+    weight[0, 0] = 1e39
+    with pytest.raises(NumericError, match=r"\[0, 0\]"):
+        pack(weight, torch.ones(8, 16, dtype=torch.bool), "int8", "dense")

@@ -164,3 +164,65 @@ def test_an_unknown_instruction_set_is_refused_with_the_known_ones():
     assert done.returncode != 0
     assert "abacus" in done.stderr
     assert "scalar" in done.stderr
+    told = subprocess.run(
+        [sys.executable, "-m", "sparsewright.cli", "doctor", "--minutes", "0.01"],
+        env={**os.environ, "SPARSEWRIGHT_ISA": "abacus"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 2
+    assert "Traceback" not in told.stderr
+    assert "abacus" in told.stderr
+
+
+KINDS = pytest.mark.parametrize("layout,value_dtype", [("vector", torch.float32), ("int8", torch.int8)])
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_or_device_changes_nothing(packed_weight, layout, value_dtype, dtype):
+    packed = packed_weight("4x1@50%", 64, 48, value_dtype, layout)
+    x = random_input(50, 48)
+    expected = linear(x, packed)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert torch.equal(linear(x, packed), expected)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert torch.equal(linear(x, packed), expected)
+
+
+@KINDS
+def test_tracers_and_dispatch_modes_see_the_call(packed_weight, layout, value_dtype):
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    packed = packed_weight("4x1@50%", 64, 48, value_dtype, layout)
+    x = random_input(8, 48)
+    expected = linear(x, packed)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        with Watch():
+            assert torch.equal(linear(x, packed), expected)
+        assert any("sparsewright" in name for name in seen)
+        traced = torch.jit.trace(lambda a: linear(a, packed), x, check_trace=False)
+        assert torch.equal(traced(2 * x), linear(2 * x, packed))
+        graph = make_fx(lambda a: linear(a, packed))(x)
+        assert torch.equal(graph(2 * x), linear(2 * x, packed))
+
+
+@KINDS
+def test_a_pending_negation_is_resolved(packed_weight, layout, value_dtype):
+    packed = packed_weight("4x1@50%", 64, 48, value_dtype, layout)
+    x, bias = random_input(8, 48), random_input(64)
+    assert torch.equal(linear(torch._neg_view(x), packed), linear(-x, packed))
+    assert torch.equal(linear(x, packed, torch._neg_view(bias)), linear(x, packed, -bias))

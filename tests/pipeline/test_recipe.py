@@ -36,6 +36,10 @@ def test_options_of_a_task_are_kept_apart() -> None:
 @pytest.mark.parametrize(
     "change, sentence",
     [
+        ({"recover": {"minutes": float("inf")}}, "recover.minutes"),
+        ({"measure": {"seconds": float("nan")}}, "measure.seconds"),
+        ({"sparsify": {"patterns": []}}, "sparsify.patterns"),
+        ({"sparsify": {"value_dtypes": ["int9"]}}, "sparsify.value_dtypes.0: input should be 'fp32', 'fp16' or 'int8'"),
         ({"bugdet": {}}, "no key 'bugdet'. Did you mean 'budget'"),
         ({"budget": {"max_quality_dorp": 1}}, "no key 'budget.max_quality_dorp'. Did you mean 'max_quality_drop'"),
         ({"recover": {"minutes": 1, "stpes": 3}}, "Did you mean 'steps'"),

@@ -2,9 +2,10 @@
 
 import pytest
 
-from sparsewright.core import VALUE_BITS, Dense, ModelError, parse_pattern
+from sparsewright.core import VALUE_BITS, Dense, ModelError, PlanError, parse_pattern
 from sparsewright.hardware import LayerTime, ModelTime
 from sparsewright.search import Choice, cost_table
+from sparsewright.search.space import make_choices
 
 PATTERNS = ["2:4", "4x1@50%", "4x1@25%"]
 
@@ -65,3 +66,14 @@ def test_no_layers_and_unlike_layers_are_errors(board):
     two = ModelTime(2.0, {"b": LayerTime((8, 8), 1, 1, 1.0)})
     with pytest.raises(ModelError, match="different layers"):
         cost_table(board(), {"batch 1": one, "batch 32": two}, PATTERNS)
+
+
+@pytest.mark.parametrize("kinds", ["int8", (), None, ("int4",), (["int8"],)])
+def test_value_types_that_are_no_list_of_known_ones_are_refused(kinds):
+    with pytest.raises(PlanError):
+        make_choices(["2:4x4"], kinds)
+
+
+def test_int8_goes_with_dense_layers_and_rows_that_share_a_choice():
+    made = [choice.text for choice in make_choices(["2:4", "2:4x4", "4x1@50%"], ("fp32", "int8"))]
+    assert made == ["2:4", "2:4x4", "2:4x4 int8", "4x1@50%", "4x1@50% int8", "dense int8"]

@@ -250,7 +250,7 @@ def test_budgets_batches_and_blocks_are_checked():
         recover(model, Encoder(), make_batches())
     with pytest.raises(RecipeError, match="exactly one budget"):
         recover(model, Encoder(), make_batches(), steps=1, minutes=1.0)
-    with pytest.raises(RecipeError, match="at least one step"):
+    with pytest.raises(RecipeError, match="at least one, or minutes above zero"):
         recover(model, Encoder(), make_batches(), steps=0)
     with pytest.raises(DataError, match="at least one batch"):
         recover(model, Encoder(), [], steps=1)
@@ -287,3 +287,31 @@ def test_batches_may_be_tensors_tuples_or_dicts_with_the_same_result():
     assert not torch.equal(trained[0], halve(copy.deepcopy(teacher))[2].weight)
     with pytest.raises(DataError, match="got str"):
         recover(halve(copy.deepcopy(teacher)), teacher, ["a text"], steps=1, family="classifier")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minutes": float("inf")},
+        {"minutes": float("nan")},
+        {"steps": 2.5},
+        {"steps": "2"},
+        {"steps": 2, "lr": float("nan")},
+        {"steps": 2, "warmup": -1},
+        {"steps": 2, "seed": -1},
+    ],
+)
+def test_budgets_and_settings_that_mean_nothing_are_refused(wrong):
+    teacher = Encoder()
+    with pytest.raises(RecipeError):
+        recover(halve(copy.deepcopy(teacher)), teacher, make_batches(), **wrong)
+
+
+def test_after_an_error_the_parameters_require_gradients_as_before():
+    teacher = Encoder()
+    model = halve(copy.deepcopy(teacher))
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(ModelError):
+        recover(model, teacher, make_batches(), steps=2, blocks=["nowhere"])
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -59,11 +59,11 @@ const InstructionSet &choose() {
     if (forced && !*forced) forced = nullptr;
     std::string known;
     for (const InstructionSet &set : sets) {
-        known += known.empty() ? set.name : std::string(", ") + set.name;
+        if (set.runs_here()) known += known.empty() ? set.name : std::string(", ") + set.name;
         if (forced ? forced == std::string(set.name) && set.runs_here() : set.runs_here()) return set;
     }
-    throw std::runtime_error(std::string("SPARSEWRIGHT_ISA=") + forced + " names no instruction set that runs here (" +
-                             known + " were built). Unset it to use the best one.");
+    throw std::runtime_error(std::string("SPARSEWRIGHT_ISA=") + forced + " names no instruction set that runs here: " +
+                             known + ". Unset it to use the best one.");
 }
 
 const InstructionSet &current() {

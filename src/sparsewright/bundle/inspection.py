@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+from ..layouts import layouts
 from .manifest import VALUE_TYPES, Manifest
 from .reader import BundleReader, plane_name
 
@@ -20,7 +21,8 @@ class BundleRow:
         layout: layout that wrote the planes; empty for plain tensors.
         dtype: stored dtype of the values (`fp16`, or a safetensors name for plain tensors).
         size_bytes: bytes in the file.
-        theoretical_bytes: the pattern's bound (plain tensors: their bytes).
+        theoretical_bytes: the layout's bound: that of the pattern, and scales where there are any (plain tensors: their
+            bytes).
     """
 
     name: str
@@ -96,7 +98,7 @@ def inspect(path: str | os.PathLike[str]) -> BundleInfo:
             for layer, record in level.layers.items():
                 stored = sum(entries[plane_name(layer, level.name, plane)].size_bytes for plane in record.planes)
                 bits = VALUE_TYPES[record.value_dtype].itemsize * 8
-                bound = record.pattern.theoretical_bytes(record.shape, bits)
+                bound = layouts.get(record.layout).expected_bytes(record.pattern, record.shape, bits)
                 rows.append(
                     BundleRow(
                         layer, record.shape, str(record.pattern), record.layout, record.value_dtype, stored, bound

@@ -288,7 +288,7 @@ def _dimensions(value: Any, where: str, ranks: range) -> tuple[int, ...]:
 def _model(data: Any) -> ModelSource:
     row = _mapping(data, "model")
     _only(row, {"source", "family", "library", "architecture", "config"}, "field 'model'")
-    if row["library"] not in LIBRARIES:
+    if _text(row["library"], "library") not in LIBRARIES:
         raise BundleError(f"The model library is one of {', '.join(LIBRARIES)}, got {str(row['library'])[:40]!r}.")
     return ModelSource(
         source=None if row["source"] is None else _text(row["source"], "source", 4096),
@@ -315,16 +315,16 @@ def _packed_layer(name: str, data: Any) -> PackedLayer:
         pattern = parse_pattern(_text(row["pattern"], name))
     except PatternError as error:
         raise BundleError(f"The layer {name[:80]!r} of the bundle has no valid pattern: {error}") from error
-    if row["value_dtype"] not in VALUE_TYPES:
+    if _text(row["value_dtype"], name) not in VALUE_TYPES:
         raise BundleError(f"The layer {name[:80]!r} has the unknown value type {str(row['value_dtype'])[:20]!r}.")
-    run_dtype = row.get("run_dtype", "")
+    run_dtype = _text(row.get("run_dtype", ""), name)
     # Integers would need their scales: only floating values can be widened.
     if run_dtype not in ("", "fp32", "fp16", "bf16") or (run_dtype and row["value_dtype"] == "int8"):
         raise BundleError(f"The layer {name[:80]!r} runs with the unknown value type {str(run_dtype)[:20]!r}.")
-    if row["dtype"] not in ("F64", "F32", "F16", "BF16"):
+    if _text(row["dtype"], name) not in ("F64", "F32", "F16", "BF16"):
         raise BundleError(f"The layer {name[:80]!r} is seen as the unknown dtype {str(row['dtype'])[:20]!r}.")
     rows, columns = _dimensions(row["shape"], name, range(2, 3))
-    view = row.get("view", "linear")
+    view: Any = _text(row.get("view", "linear"), name)
     if view not in VIEWS:
         raise BundleError(f"The layer {name[:80]!r} has the unknown view {str(view)[:20]!r}.")
     original = _dimensions(row.get("parameter_shape", [rows, columns]), name, range(2, 6))
@@ -351,6 +351,6 @@ def _packed_layer(name: str, data: Any) -> PackedLayer:
 def _dtypes(data: Any, name: str) -> tuple[str, str]:
     row = _mapping(data, name)
     _only(row, {"stored", "original"}, f"dtype record of {name!r}")
-    if row["stored"] not in DTYPES or row["original"] not in DTYPES:
+    if _text(row["stored"], name) not in DTYPES or _text(row["original"], name) not in DTYPES:
         raise BundleError(f"The dtype record of {name[:80]!r} names an unknown dtype.")
     return row["stored"], row["original"]

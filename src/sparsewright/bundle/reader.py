@@ -139,6 +139,8 @@ class BundleReader:
         self._check_proportion(level, layer, record)
         try:
             layout = layouts.get(record.layout)
+            if VALUE_TYPES[record.value_dtype] not in layout.value_dtypes:
+                raise BundleError(f"the layout {record.layout} holds no {record.value_dtype} values")
             stored = layout.from_storage(planes, record.pattern, record.shape, VALUE_TYPES[record.value_dtype])
             return stored.with_values(VALUE_TYPES[record.run_dtype or record.value_dtype])
         except (SparsewrightError, RuntimeError, ValueError, IndexError, OverflowError) as error:

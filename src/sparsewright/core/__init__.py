@@ -8,6 +8,7 @@ from .errors import (
     FileError,
     KernelError,
     LayoutError,
+    MachineError,
     MissingPackageError,
     ModelError,
     NumericError,
@@ -19,6 +20,7 @@ from .errors import (
     suggest,
 )
 from .files import atomic_write, file_error, read_json, write_json, write_text
+from .machine import instruction_set
 from .numeric import require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
@@ -42,6 +44,7 @@ __all__ = [
     "LayerPlan",
     "LayerStats",
     "LayoutError",
+    "MachineError",
     "MissingPackageError",
     "ModelError",
     "NumericError",
@@ -58,6 +61,7 @@ __all__ = [
     "ValueType",
     "atomic_write",
     "file_error",
+    "instruction_set",
     "parse_pattern",
     "read_json",
     "require_finite",

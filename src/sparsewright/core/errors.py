@@ -35,6 +35,10 @@ class DataError(SparsewrightError):
     """Data are empty, of a wrong form, or read before their time (the test split)."""
 
 
+class MachineError(SparsewrightError):
+    """The environment asks for what this machine cannot do, such as an instruction set that it does not have."""
+
+
 class NumericError(SparsewrightError):
     """A NaN or an infinity where numbers must be finite."""
 

@@ -40,10 +40,10 @@ class LayerPlan:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        if self.value_dtype not in VALUE_BITS:
+        if not isinstance(self.value_dtype, str) or self.value_dtype not in VALUE_BITS:
             kinds = ", ".join(VALUE_BITS)
             raise PlanError(
-                f"Value types are {kinds}; got {self.value_dtype!r}. {suggest(self.value_dtype, VALUE_BITS)}"
+                f"Value types are {kinds}; got {self.value_dtype!r}. {suggest(str(self.value_dtype), VALUE_BITS)}"
             )
 
     @property

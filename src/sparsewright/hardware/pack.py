@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import layouts
-from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType
+from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType, suggest
 from ..models import LayerRef, layers
 from ..nn import SparseTensor, as_parameter
 from .operands import TORCH_DTYPES
@@ -74,8 +74,15 @@ def pack_(
     machine = None if force else load_target(target)
     counts = [tokens] if isinstance(tokens, int) else list(tokens)
     planned = plan.layers if plan is not None else {}
+    if value_dtype is not None and value_dtype not in tuple(TORCH_DTYPES):
+        raise PlanError(f"There are no {value_dtype!r} values. {suggest(str(value_dtype), TORCH_DTYPES)}")
+    refs = layers(model)
+    known = [ref.name for ref in refs]
+    strange = next((name for name in planned if name not in known), None)
+    if strange is not None:
+        raise PlanError(f"The plan names {strange!r}, which this model does not have. {suggest(strange, known)}")
     work = []
-    for ref in layers(model):
+    for ref in refs:
         layer = planned.get(ref.name)
         mask = ref.get_mask() if ref.shape != (0, 0) else None
         if mask is not None or (layer is not None and layer.is_dense and layer.value_dtype == "int8"):
@@ -124,7 +131,9 @@ def _make(
     ref: LayerRef, mask: Tensor | None, layer: LayerPlan, machine: AbstractTarget | None, tokens: list[int]
 ) -> tuple[PackedLayer, Replacement]:
     ratio: float | None = None
-    if (mask is not None and layer.is_dense) or not runs_with(layer.pattern, layer.value_dtype):
+    if mask is not None and layer.is_dense:
+        return _kept(ref, layer, None, "the plan leaves it dense, but its weight is masked"), None
+    if not runs_with(layer.pattern, layer.value_dtype):
         return _kept(ref, layer, None, f"{layer.pattern} with {layer.value_dtype} values has no packed form"), None
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None

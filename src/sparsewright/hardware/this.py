@@ -268,6 +268,9 @@ def profile(
     if patterns is not None:
         chosen = [parse_pattern(pattern) for pattern in patterns]
         for pattern in chosen:
+            if not any(runs_with(pattern, kind) for kind in value_dtypes):
+                kinds = " or ".join(value_dtypes)
+                raise ProfileError(f"No kernel runs {pattern} with {kinds} values. Name another value type or pattern.")
             # Asked for by name, so that leaving it out silently would be an answer to another question.
             for shape in sizes:
                 reasons = machine.can_run(pattern, shape)

@@ -189,14 +189,19 @@ class Int8(AbstractLayout):
     ) -> PackedWeight:
         """Read the columns, check them against the pattern, and rebuild the operand."""
         reasons = self.why_not(pattern, shape)
-        if reasons or value_dtype != torch.int8:
+        if value_dtype != torch.int8:
+            reasons = [*reasons, f"its values are {value_dtype}"]
+        if reasons:
             raise BundleError(f"{pattern} cannot be the pattern of int8 values {shape}: {'; '.join(reasons)}.")
         out, in_ = shape
         group = row_group(pattern)
         assert group is not None
         scale = stored_tensor(tensors, "scale", torch.float32, (out,))
-        if not bool((scale > 0).all()):
-            raise BundleError("The scales of int8 values must be positive: the file is damaged. Write it again.")
+        if not bool((scale > 0).all()) or not bool(torch.isfinite(127 * scale).all()):
+            raise BundleError(
+                "The scales of int8 values must be positive, and 127 times each finite: the file is damaged. "
+                "Write it again."
+            )
         if isinstance(pattern, Dense):
             stored_tensor(tensors, "index", torch.uint8, (0,))
             rounded = stored_tensor(tensors, "values", torch.int8, (out * in_,)).view(out, in_)

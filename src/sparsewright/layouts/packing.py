@@ -45,8 +45,10 @@ def pack(
     broken = rule.why_not(shape) or rule.check_mask(mask)
     if broken:
         raise LayoutError(f"The mask must obey {rule}: {'; '.join(broken)}. Solve it again, or leave `pattern` out.")
-    if dtype not in (weight.dtype, torch.int8):
-        require_finite(torch.where(mask, weight, 0).to(dtype), f"weight to pack, cast to {dtype},")
+    if dtype != weight.dtype:
+        # int8 values have float32 scales.
+        held = torch.float32 if dtype == torch.int8 else dtype
+        require_finite(torch.where(mask, weight, 0).to(held), f"weight to pack, cast to {held},")
     name = _choose(rule, shape, dtype) if layout == "auto" else layout
     chosen = layouts.get(name)
     reasons = chosen.why_not(rule, shape)

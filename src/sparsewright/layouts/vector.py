@@ -18,8 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from .._native import instruction_set
-from ..core import NM, AbstractPattern, Block, BundleError, Dense, LayoutError, Transposable
+from ..core import NM, AbstractPattern, Block, BundleError, Dense, LayoutError, Transposable, instruction_set
 from .base import AbstractLayout, PackedWeight, Shape, layouts
 from .storage import stored_tensor
 from .vector_storage import columns_from_index, expected_bytes, index_from_columns

@@ -17,7 +17,7 @@ from typing import Any, Literal, final
 
 from torch import nn
 
-from ..core import MissingPackageError, ModelError, suggest
+from ..core import MissingPackageError, ModelError, SparsewrightError, suggest
 from .vision_ops import ensure_torchvision_imports
 
 Family = Literal["encoder", "causal-lm", "classifier", "vision", "generic"]
@@ -275,7 +275,13 @@ def _load_python(source: str, name: str) -> LoadedModel:
             known = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
             raise ModelError(f"{module_name} has no callable {factory_name!r}. {suggest(factory_name, known)}")
         refuse_call(factory, {}, name)
-        made = factory()
+        try:
+            made = factory()
+        except SparsewrightError:
+            raise
+        except Exception as error:
+            # The user's own code: whatever it raises is a mistake to tell, not a fault of ours to trace.
+            raise ModelError(f"{name} raised {type(error).__name__}: {error}. Repair the factory.") from error
     model, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ModelError(

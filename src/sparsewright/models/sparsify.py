@@ -180,11 +180,11 @@ def _resolve(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[Layer
     else:
         raise PlanError(f"A plan is a pattern text, a pattern, a Plan or a dict of rules, got {type(plan).__name__}.")
     chosen = []
-    for name in full.sparse_layers:
+    for name in full.layers:
         ref = by_name.get(name)
         if ref is None:
             raise PlanError(f"The plan names {name!r}, which this model does not have. {suggest(name, by_name)}")
-        if ref.skipped_reason and not ref.may_ask:
+        if name in full.sparse_layers and ref.skipped_reason and not ref.may_ask:
             raise PlanError(f"{name} cannot be sparse: {ref.skipped_reason}. Take it out of the plan.")
     chosen = [ref for ref in refs if ref.name in full.sparse_layers]
     return full, chosen

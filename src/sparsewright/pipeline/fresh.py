@@ -30,16 +30,19 @@ def reload_in_fresh_process(
         timeout_s: the process is ended after this many seconds.
 
     Returns:
-        `load_s`, `cold_start_s` (load and first answer), `import_s`, `peak_rss_bytes`, `outputs` (path).
+        `import_s` (start of the process and imports; None where it cannot be told), `load_s`, `cold_start_s` (load and
+        first answer), `peak_rss_bytes`, `outputs` (path).
 
     Raises:
         BundleError: the process failed; the message carries its last line.
     """
     request, answer = folder / "fresh_request.json", folder / "fresh_answer.json"
     facts = {"bundle": str(bundle), "source": source, "inputs": str(inputs), "threads": threads}
-    write_json(request, {**facts, "answer": str(answer), "outputs": str(folder / "fresh.safetensors")})
+    facts |= {"answer": str(answer), "outputs": str(folder / "fresh.safetensors")}
     command = [sys.executable, "-m", "sparsewright.pipeline.fresh", str(request)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # On Linux and macOS this clock counts from the machine's start, in every process alike.
+    write_json(request, {**facts, "started_at": time.perf_counter() if sys.platform in ("linux", "darwin") else None})
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -48,7 +51,6 @@ def reload_in_fresh_process(
 
 
 def _answer(request: dict[str, Any]) -> None:
-    began = time.perf_counter()
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -73,7 +75,7 @@ def _answer(request: dict[str, Any]) -> None:
     write_json(
         request["answer"],
         {
-            "import_s": imported - began,
+            "import_s": None if request["started_at"] is None else imported - request["started_at"],
             "load_s": loaded - imported,
             "cold_start_s": answered - imported,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

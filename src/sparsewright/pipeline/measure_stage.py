@@ -34,7 +34,7 @@ def measure_stage(
         if row["name"] == OURS and row["load_s"] is None:
             fresh = checked["fresh"]
             row |= {key: fresh[key] for key in ("load_s", "peak_rss_bytes")}
-            row |= {"cold_start_s": fresh["import_s"] + fresh["cold_start_s"], "reason": ""}
+            row |= {"cold_start_s": (fresh["import_s"] or 0.0) + fresh["cold_start_s"], "reason": ""}
     return measured
 
 

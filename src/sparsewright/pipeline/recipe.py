@@ -21,7 +21,7 @@ DEFAULT_PATTERNS = CPU_PATTERNS
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @final
@@ -76,7 +76,7 @@ class SparsifySection(_Section):
     """Which layers, which patterns, by which method."""
 
     method: str = "sparsegpt"
-    patterns: tuple[str, ...] = DEFAULT_PATTERNS
+    patterns: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_PATTERNS
     value_dtypes: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)] = ("fp32",)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -240,7 +240,15 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(dict(data))
     except ValidationError as error:
-        raise RecipeError("; ".join(_fault(row) for row in error.errors())) from error
+        rows = error.errors()
+        # A list with a wrong item also counts as too short: the item says it all.
+        wrong = [row["loc"] for row in rows]
+        told = [
+            row
+            for row in rows
+            if row["type"] != "too_short" or not any(loc[: len(row["loc"])] == row["loc"] != loc for loc in wrong)
+        ]
+        raise RecipeError("; ".join(_fault(row) for row in told)) from error
     except PatternError as error:
         raise RecipeError(f"sparsify.patterns: {error}") from error
 

@@ -28,7 +28,7 @@ from .bisection import fastest_within_drop
 from .budget import Budget
 from .front import pareto_front
 from .sensitivity import Sensitivity, magnitude_errors, measure_sensitivity
-from .space import CPU_PATTERNS, CostTable, cost_table
+from .space import CPU_PATTERNS, CostTable, cost_table, make_choices
 from .sweep import Pick, describe, greedy_pick, random_picks, sweep, uniform_picks
 
 Evaluate = Callable[[nn.Module], float]
@@ -222,6 +222,7 @@ def costs_of(
         dense_value_dtype: how dense layers are stored in the file.
         minutes: about how long a measuring target may take.
     """
+    make_choices(patterns, value_dtypes)  # refuses unknown ones before anything takes time
     modules = {ref.name: ref.module for ref in refs}
     shapes = {ref.name: ref.shape for ref in refs}
     times = {label: time_model(model, batch, modules, shapes, threads=threads) for label, batch in inputs.items()}

@@ -11,9 +11,11 @@ from ..core import (
     LayerPlan,
     ModelError,
     Plan,
+    PlanError,
     ProfileError,
     ValueType,
     parse_pattern,
+    suggest,
 )
 from ..hardware import AbstractTarget, ModelTime, runs_with
 
@@ -103,7 +105,8 @@ class CostTable:
         for name, choices, number in zip(self.names, self.choices, pick):
             choice = choices[number]
             why = self.reasons.get(name, ())
-            reason = (why[0] if why and len(choices) == 1 else "its loss is worth more than its time") * choice.is_dense
+            untouched = choice.is_dense and choice.value_dtype != "int8"
+            reason = (why[0] if why and len(choices) == 1 else "its loss is worth more than its time") * untouched
             planned[name] = LayerPlan(
                 choice.pattern,
                 sparsifier=None if choice.is_dense else sparsifier,
@@ -123,7 +126,16 @@ class CostTable:
 
 
 def make_choices(patterns: Iterable[AbstractPattern | str], value_dtypes: Sequence[ValueType]) -> list[Choice]:
-    """Every sparse pattern with every value type that a kernel runs it with; `int8` adds the dense int8 layer."""
+    """Every sparse pattern with every value type that a kernel runs it with; `int8` adds the dense int8 layer.
+
+    Raises:
+        PlanError: the value types are no list of known ones.
+    """
+    if isinstance(value_dtypes, str) or not isinstance(value_dtypes, Sequence) or not value_dtypes:
+        raise PlanError(f"Value types are given as a list such as ['fp32', 'int8'], got {value_dtypes!r}.")
+    unknown = [kind for kind in value_dtypes if not isinstance(kind, str) or kind not in VALUE_BITS]
+    if unknown:
+        raise PlanError(f"There are no {unknown[0]!r} values. {suggest(str(unknown[0]), VALUE_BITS)}")
     parsed = [parse_pattern(pattern) for pattern in patterns]
     made = [Choice(p, v) for p in parsed if not isinstance(p, Dense) for v in value_dtypes if runs_with(p, v)]
     return [*dict.fromkeys(made), *([Choice(Dense(), "int8")] if "int8" in value_dtypes else [])]

@@ -112,8 +112,21 @@ def recover(
     """
     if (minutes is None) == (steps is None):
         raise RecipeError("Recovery takes exactly one budget, `minutes` or `steps`. Give one of them.")
-    if (minutes is not None and minutes <= 0) or (steps is not None and steps < 1):
-        raise RecipeError(f"A recovery budget is at least one step, got minutes={minutes}, steps={steps}.")
+    enough = (
+        isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
+        if minutes is None
+        else isinstance(minutes, int | float) and 0 < minutes < math.inf
+    )
+    if not enough:
+        raise RecipeError(
+            "A recovery budget is a whole number of steps, at least one, or minutes above zero, got "
+            f"minutes={minutes}, steps={steps}."
+        )
+    if not (0 < lr < math.inf and 0 <= warmup <= 1 and clip > 0 and weight_decay >= 0 and seed >= 0):
+        raise RecipeError(
+            "Recovery takes lr and clip above zero, warmup from 0 to 1, weight_decay and seed of at least 0, got "
+            f"lr={lr}, clip={clip}, warmup={warmup}, weight_decay={weight_decay}, seed={seed}."
+        )
     if not batches:
         raise DataError("Recovery needs at least one batch of unlabelled data; the task gave none.")
     calls = [as_batch(batch) for batch in batches]
@@ -122,17 +135,19 @@ def recover(
     started = time.perf_counter()
     with eval_mode(model), eval_mode(teacher):
         run = Run(model, teacher, calls, distillation, blocks, settings)
-        path = None if checkpoint is None else Path(checkpoint)
-        first = run.begin(path)
-        written = time.perf_counter()
-        while run.step < run.total:
-            loss = run.advance()
-            if path is not None and (run.step == run.total or time.perf_counter() - written > checkpoint_every_s):
-                run.save(path)
-                written = time.perf_counter()
-            if progress is not None:
-                progress(run.step, run.total, loss)
-        run.close()
+        try:
+            path = None if checkpoint is None else Path(checkpoint)
+            first = run.begin(path)
+            written = time.perf_counter()
+            while run.step < run.total:
+                loss = run.advance()
+                if path is not None and (run.step == run.total or time.perf_counter() - written > checkpoint_every_s):
+                    run.save(path)
+                    written = time.perf_counter()
+                if progress is not None:
+                    progress(run.step, run.total, loss)
+        finally:
+            run.close()
     return Recovery(run.total, run.losses, time.perf_counter() - started, first)
 
 

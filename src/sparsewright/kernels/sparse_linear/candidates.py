@@ -76,7 +76,7 @@ class AbstractNative(AbstractCandidate):
 
 @final
 class TokenLane(AbstractNative):
-    """Vectors of 8 tokens, weights broadcast; x and y are transposed inside."""
+    """Vectors of 8 or 16 tokens, weights broadcast; x and y are transposed inside."""
 
     name = "token_lane"
     code = 0

@@ -3,8 +3,7 @@
 import functools
 import math
 
-from ..._native import instruction_set
-from ...core import DispatchEntry, DispatchTable, KernelError
+from ...core import DispatchEntry, DispatchTable, KernelError, instruction_set
 from ...layouts import PackedWeight
 from .candidates import CANDIDATES, NATIVE, AbstractNative
 

@@ -39,20 +39,21 @@ inline void round_token(const float *x, std::int64_t in, std::int64_t padded, st
         top = top > x[k] ? top : x[k];
         odd += x[k] * 0.0f;
     }
-    const float range = top - bottom;
-    const bool flat = !(range > 1e-30f);
-    const float inverse = flat ? 0.0f : 127.0f / range;
+    // Halves, because the whole range of finite numbers may overflow; halving changes no digit.
+    const float bottom_half = bottom * 0.5f, half = top * 0.5f - bottom_half;
+    const bool flat = !(half > 5e-31f);
+    const float inverse = flat ? 0.0f : 127.0f / half;
     typedef std::int32_t Ints __attribute__((vector_size(sizeof(Wide))));
     typedef std::uint8_t Few __attribute__((vector_size(lanes)));
     for (k = 0; k + lanes <= in; k += lanes) {
-        const Wide v = (load<Wide>(x + k) - bottom) * inverse + 0.5f;
+        const Wide v = (load<Wide>(x + k) * 0.5f - bottom_half) * inverse + 0.5f;
         const Few bytes = __builtin_convertvector(__builtin_convertvector(v, Ints), Few);
         std::memcpy(u + k, &bytes, lanes);
     }
-    for (; k < in; ++k) u[k] = static_cast<std::uint8_t>(static_cast<std::int32_t>((x[k] - bottom) * inverse + 0.5f));
+    for (; k < in; ++k) u[k] = static_cast<std::uint8_t>(static_cast<std::int32_t>((x[k] * 0.5f - bottom_half) * inverse + 0.5f));
     for (; k < padded; ++k) u[k] = 0;
     low = bottom + odd;
-    step = flat ? 0.0f : range / 127.0f;
+    step = flat ? 0.0f : half / 63.5f;
 }
 
 // Few tokens, dense rows: a vector holds four columns of some of 16 output rows, and four rounded inputs of one token are

@@ -88,10 +88,25 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return of_x, None, None, None, None, None, of_bias, None
 
 
+def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, values, columns, pointers, scale, _ = inputs
+    ctx.save_for_backward(values, columns, pointers, scale)
+    ctx.out, ctx.in_ = grad.shape[-1], output.shape[-1]
+
+
+def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, columns, pointers, scale = ctx.saved_tensors
+    weight = unpack_operand(values, columns, pointers, scale, ctx.out, ctx.in_)
+    return grad @ weight.T.to(grad.dtype), None, None, None, None, None
+
+
 library.impl("int8_linear", _linear_cpu, "CPU")
 library.impl("int8_linear_input_grad", _input_grad_cpu, "CPU")
 torch.library.register_fake("sparsewright::int8_linear", _linear_fake, lib=library)
 torch.library.register_fake("sparsewright::int8_linear_input_grad", _input_grad_fake, lib=library)
 torch.library.register_autograd(
     "sparsewright::int8_linear", _linear_backward, setup_context=_keep_for_backward, lib=library
+)
+torch.library.register_autograd(
+    "sparsewright::int8_linear_input_grad", _input_grad_backward, setup_context=_keep_for_double_backward, lib=library
 )

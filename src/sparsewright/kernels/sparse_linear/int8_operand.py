@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import Int8Operand
+from ...core import instruction_set
 from .threads import worth_sharing
 
 PLANES = ("values", "columns", "pointers", "scale", "sums")
@@ -44,6 +45,7 @@ def make_int8_operand(tensors: Mapping[str, Tensor], out: int, in_: int) -> Nati
     """Operand of the int8 layout's tensors (see `layouts.int8`) for a weight `(out, in)`."""
     held = tuple(tensors[name].contiguous() for name in PLANES)
     values, columns, pointers, scale, sums = held
+    instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence
     native = Int8Operand(
         values.data_ptr(),
         columns.data_ptr() if columns.numel() else 0,

@@ -6,6 +6,7 @@
 //
 // From two tokens on x is rounded to 7 bits, one range per token: x ~ step (u - zero), u in 0..127. Seven, so that the
 // sum of two products fits 16 bits where the processor adds in 16, and so that every instruction set gives the same sums.
+// A token with values beyond about 1e35 may overflow single precision on the way, though the answer would not.
 #pragma once
 
 #include <cstdint>

@@ -48,7 +48,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
         x = x.contiguous()
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    y = torch.empty((*x.shape[:-1], out))
+    # Said outright: the process may have another default dtype or device.
+    y = torch.empty((*x.shape[:-1], out), dtype=torch.float32, device="cpu")
     tokens = x.numel() // in_
     if tokens:
         operand.run(x, bias, y, tokens)
@@ -56,10 +57,17 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether gradients, tensor subclasses (fake tensors among them) or shapes without data are in play."""
+    """Whether anything is in play that must see the call or gives tensors that have no bytes of their own: gradients,
+    tracing, dispatch modes, functorch, subclasses (fake tensors among them), shapes without data, pending negations."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
-    return type(x) not in (Tensor, Parameter) or x.is_meta
+    if type(x) not in (Tensor, Parameter) or x.is_meta or x.is_neg() or (bias is not None and bias.is_neg()):
+        return True
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:

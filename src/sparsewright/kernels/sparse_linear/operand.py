@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import Operand
-from ...core import NM, AbstractPattern, Transposable
+from ...core import NM, AbstractPattern, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
 from .dispatch import choose_native, no_kernel, why_not
@@ -57,6 +57,7 @@ def make_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_:
     """
     tensors = (values.contiguous(), index.contiguous(), pointers.contiguous())
     group, blocks = values.shape[1], pointers.shape[0]
+    instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence
     native = Operand(
         tensors[0].data_ptr(),
         values.dtype == torch.float16,
