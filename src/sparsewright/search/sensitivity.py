@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import AbstractPattern, LayerStats, NumericError, PlanError, parse_pattern
+from ..layouts import layouts
 from ..models import LayerRef, batches_of, calibrate
 from ..models.modes import quiet
 from ..sparsifiers import AbstractSparsifier, Sparsified, sparsifiers
@@ -236,9 +237,7 @@ class _Metric:
     def int8_error(self) -> float:
         """Error of int8 weights (one scale per row) and of inputs rounded to 7 bits (one range per token, taken as
         eight deviations of all inputs, or four of the widest if that is more)."""
-        largest = self._weight.abs().amax(1, keepdim=True)
-        step = torch.where(largest > 0, largest / 127, 1.0)
-        rounded = (self._weight / step).round() * step
+        rounded = layouts.get("int8").rounded(self._weight, torch.int8)
         spread = max(8 * self._input_square**0.5, 4 * self._widest_square**0.5)
         noise = self._tokens * (spread / 127) ** 2 / 12 * float(self._weight.square().sum())
         return self.error(rounded) + (noise / self._whole if self._whole > 0 else 0.0)

@@ -18,6 +18,7 @@ from ..core import (
     suggest,
 )
 from ..hardware import AbstractTarget, ModelTime, runs_with
+from ..layouts import layouts
 
 Shape = tuple[int, int]
 
@@ -49,8 +50,9 @@ class Choice:
     def size_bytes(self, shape: Shape, stored: ValueType | None = None) -> float:
         """Bytes in the file; `stored` where the file holds sparse values in another type than they run with."""
         kind = self.value_dtype if stored is None or self.is_dense or self.value_dtype == "int8" else stored
-        scales = 4 * shape[0] if kind == "int8" else 0
-        return self.pattern.theoretical_bytes(shape, VALUE_BITS[kind]) + scales
+        if kind == "int8":
+            return layouts.get("int8").expected_bytes(self.pattern, shape, VALUE_BITS[kind])
+        return self.pattern.theoretical_bytes(shape, VALUE_BITS[kind])
 
 
 @final
