@@ -27,8 +27,8 @@ GROUPS = (16, 8, 4, 2, 1)
 
 # Columns of a block for a row group, from this density on. Blocks keep a panel of x in the first-level cache beside the
 # weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none do; on AVX-512, whose
-# vectors are twice as long, 64 of 192 and 128 of 96. Where little is kept, fewer and longer blocks win, since every
-# block loads and stores its sums. Measured with benchmarks/bench_linear.py.
+# vectors are twice as long, 64 of 128. Where little is kept, longer blocks win, since every block loads and stores its
+# sums. Measured with benchmarks/bench_linear.py.
 _BLOCK_COLUMNS: dict[int, tuple[tuple[float, int], ...]] = {
     1: ((0.35, 96), (0.15, 128), (0.0, 256)),
     2: ((0.35, 128), (0.0, 256)),
@@ -37,11 +37,11 @@ _BLOCK_COLUMNS: dict[int, tuple[tuple[float, int], ...]] = {
     16: ((0.0, 256),),
 }
 _BLOCK_COLUMNS_AVX512: dict[int, tuple[tuple[float, int], ...]] = {
-    1: ((0.15, 96), (0.0, 192)),
-    2: ((0.35, 128), (0.0, 192)),
-    4: ((0.0, 192),),
-    8: ((0.0, 192),),
-    16: ((0.0, 192),),
+    1: ((0.15, 128), (0.0, 256)),
+    2: ((0.15, 128), (0.0, 192)),
+    4: ((0.3, 192), (0.0, 256)),
+    8: ((0.3, 192), (0.0, 256)),
+    16: ((0.3, 192), (0.0, 256)),
 }
 _MOST_KEPT = 2**31 - 1
 

@@ -15,7 +15,8 @@ namespace {
 using sparsewright::LinearProblem;
 
 constexpr std::int64_t weight_bytes = 192 * 1024;  // weights that stay in the second-level cache over all tokens
-constexpr std::int64_t x_columns = 1024;           // columns of x that stay in the first-level cache
+// Columns of x that stay in the first-level cache: as many as a tile of tokens leaves room for.
+constexpr std::int64_t x_columns = registers == 32 ? 512 : 1024;
 
 template <int G, class Value> struct RowLane {
     using V = std::conditional_t<(G >= lanes), Wide, std::conditional_t<(G == 8 && lanes > 8), f8, f4>>;

@@ -137,37 +137,28 @@ inline Range share(std::int64_t count, std::int64_t parts, std::int64_t part) {
     return {count * part / parts, count * (part + 1) / parts};
 }
 
-// Reads a square: column[c][r] = row[r][c]. On AVX2 halves of vectors are joined while they are read, which spares the
-// shuffle unit the exchange of halves, the slowest step of a transposition.
+// Reads a square: column[c][r] = row[r][c]. Parts of vectors are joined while they are read, which spares the one shuffle
+// unit the exchange of halves and quarters, the slowest step of a transposition.
 inline __attribute__((always_inline)) void read_columns(const float *const (&row)[lanes], std::int64_t at,
                                                         Wide (&column)[lanes]) {
 #if defined(__AVX512F__)
-    // Whole lines are read once, because 16 rows may share one set of the first-level cache.
-    __m512 r[16], t[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(row[i] + at);
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
 #pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {  // quarter q of r[i + c]: rows i..i+3 of column 4 q + c
-        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
-        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
+    for (int h = 0; h < 16; h += 4) {
+        __m512 r[4];
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
-        const __m512 even_top = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
-        const __m512 odd_top = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
-        const __m512 even_low = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
-        const __m512 odd_low = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
-        column[c] = (Wide)_mm512_shuffle_f32x4(even_top, even_low, 0x88);
-        column[4 + c] = (Wide)_mm512_shuffle_f32x4(odd_top, odd_low, 0x88);
-        column[8 + c] = (Wide)_mm512_shuffle_f32x4(even_top, even_low, 0xdd);
-        column[12 + c] = (Wide)_mm512_shuffle_f32x4(odd_top, odd_low, 0xdd);
+        for (int i = 0; i < 4; ++i) {
+            const float *const *from = row + i;
+            r[i] = _mm512_castps128_ps512(_mm_loadu_ps(from[0] + at + h));
+            r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[4] + at + h), 1);
+            r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[8] + at + h), 2);
+            r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(from[12] + at + h), 3);
+        }
+        const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+        const __m512 c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+        column[h] = (Wide)_mm512_shuffle_ps(a, c, 0x44);
+        column[h + 1] = (Wide)_mm512_shuffle_ps(a, c, 0xee);
+        column[h + 2] = (Wide)_mm512_shuffle_ps(b, d, 0x44);
+        column[h + 3] = (Wide)_mm512_shuffle_ps(b, d, 0xee);
     }
 #elif defined(__AVX2__)
 #pragma GCC unroll 2

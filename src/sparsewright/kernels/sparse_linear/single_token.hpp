@@ -60,6 +60,52 @@ template <int K> inline Stream permute(const float *x, const std::uint8_t *i) {
 }
 #endif
 
+#if defined(__AVX512F__)
+// The first `count` (at most 16) weights, zeros behind them.
+inline __m512 load_first(const float *p, std::int64_t count) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+}
+inline __m512 load_first(const Half *p, std::int64_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p));
+}
+
+// Sum over the single kept columns of a row in one block. K > 0: every aligned 8 columns keep exactly K, so that 16 of
+// them lie in 128 / K columns and are permuted out of vectors of x; else they are gathered.
+template <int K, class Value>
+inline void add_singles(const Value *w, const std::uint8_t *i, std::int64_t count, const float *x, __m512 (&sum)[2]) {
+    std::int64_t j = 0;
+    int chain = 0;
+    if constexpr (K > 0) {
+        constexpr int pairs = 4 / K;  // of vectors of x
+        const float *window = x;
+        for (; j + 16 <= count; j += 16, window += 128 / K, chain ^= 1) {
+            const __m512i lane = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(i + j)));
+            __m512 input = {};
+#pragma GCC unroll 4
+            for (int p = 0; p < pairs; ++p) {
+                const __m512 both = _mm512_permutex2var_ps(_mm512_loadu_ps(window + 32 * p), lane,
+                                                           _mm512_loadu_ps(window + 32 * p + 16));
+                constexpr int share = 16 / pairs;
+                input = p ? _mm512_mask_mov_ps(input, static_cast<__mmask16>(((1u << share) - 1) << (share * p)), both)
+                          : both;
+            }
+            sum[chain] = _mm512_fmadd_ps(input, (__m512)load<f16>(w + j), sum[chain]);
+        }
+    } else {
+        for (; j + 16 <= count; j += 16, chain ^= 1) {
+            const __m512i lane = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(i + j)));
+            sum[chain] = _mm512_fmadd_ps(_mm512_i32gather_ps(lane, x, 4), (__m512)load<f16>(w + j), sum[chain]);
+        }
+    }
+    if (j < count) {
+        const __mmask16 rest = static_cast<__mmask16>((1u << (count - j)) - 1);
+        const __m512i lane = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(rest, i + j));
+        const __m512 input = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), rest, lane, x, 4);
+        sum[chain] = _mm512_fmadd_ps(input, load_first(w + j, count - j), sum[chain]);
+    }
+}
+#endif
+
 // Four floats as the low stream_lanes of a whole vector.
 inline Stream widen(f4 low) {
 #if defined(__AVX2__)
@@ -140,11 +186,38 @@ template <int G, class Value> struct SingleToken {
         }
     }
 
+#if defined(__AVX512F__)
+    template <int K>
+    static __attribute__((noinline)) void stream_singles(const LinearProblem &p, Range blocks, Range groups_of,
+                                                         float *partial) {
+        for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += stream_lanes) {
+            __m512 sum[2] = {};
+            const float *x = p.x + blocks.begin * p.block_columns;
+            const std::int32_t *pointer = p.pointers + blocks.begin * (p.groups + 1) + g;
+            for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
+                add_singles<K>(static_cast<const Value *>(p.values) + pointer[0], p.index + pointer[0],
+                               pointer[1] - pointer[0], x, sum);
+                x += p.block_columns;
+                pointer += p.groups + 1;
+            }
+            const __m512 all = _mm512_add_ps(sum[0], sum[1]);
+            const Stream half = (Stream)_mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+            store(partial, blocks.begin ? load<Stream>(partial) + half : half);
+        }
+    }
+#endif
+
     static void run(const LinearProblem &p, Range groups_of) {
         float *partials = static_cast<float *>(
             sparsewright::scratch((groups_of.end - groups_of.begin) * vectors * stream_lanes * sizeof(float) + 64));
         auto *how = &stream<0>;
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+        if constexpr (G == 1)
+            how = p.kept_per_8 == 4   ? &stream_singles<4>
+                  : p.kept_per_8 == 2 ? &stream_singles<2>
+                  : p.kept_per_8 == 1 ? &stream_singles<1>
+                                      : &stream_singles<0>;
+#elif defined(__AVX2__)
         if constexpr (G == 1) {
             if (p.kept_per_8 == 4) how = &stream<4>;
             if (p.kept_per_8 == 2) how = &stream<2>;

@@ -15,9 +15,16 @@ namespace {
 
 using sparsewright::LinearProblem;
 
-// Shares of a core's caches: what a panel of x takes of the first level, and what sums that wait for the next panel take
-// of the second. The rest is for weights.
-inline std::int64_t panel_bytes(const LinearProblem &p) { return p.level1_bytes * 13 / 16; }
+// Shares of a core's caches: what a panel of x takes, and what sums that wait for the next panel take of the second
+// level. The rest is for weights. A panel lies in the first level, or in the second where every vector of x that is read
+// feeds many sums: rare weights then run over more columns at a time, and sums wait less often.
+inline std::int64_t panel_bytes(const LinearProblem &p) {
+    const std::int64_t kept = p.pointers[p.blocks * (p.groups + 1) - 1];
+    const bool rare = 10 * kept < 3 * p.groups * p.in;
+    if (registers == 32 && p.group >= 8) return p.level2_bytes / 10;
+    if (registers == 32 && p.group == 4 && rare) return p.level2_bytes / 20;
+    return p.level1_bytes * 13 / 16;
+}
 inline std::int64_t sums_bytes(const LinearProblem &p) { return p.level2_bytes * 13 / 32; }
 
 struct Span {  // the kept values of one row group in one block
@@ -75,7 +82,23 @@ __attribute__((noinline)) void accumulate(const Span *spans, std::int64_t blocks
             index[m] = spans[m].index;
             common = smaller(common, spans[m].count);
         }
-        for (std::int64_t j = 0; j < common; ++j) {
+        std::int64_t j = 0;
+        if constexpr (R == 1) {
+            // Eight indices at a time: the loads they would take belong to x and the weights.
+            for (; j + 8 <= common; j += 8) {
+                std::uint64_t word[M];
+#pragma GCC unroll 16
+                for (int m = 0; m < M; ++m) std::memcpy(&word[m], index[m] + j, 8);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 16
+                    for (int m = 0; m < M; ++m)
+                        step(m, values[m] + i, panel + (word[m] >> (8 * i) & 0xff) * static_cast<std::uint64_t>(width));
+#pragma GCC unroll 16
+                for (int m = 0; m < M; ++m) values[m] += 8;
+            }
+        }
+        for (; j < common; ++j) {
 #pragma GCC unroll 16
             for (int m = 0; m < M; ++m) {
                 step(m, values[m], panel + index[m][j] * static_cast<std::int64_t>(width));
@@ -144,14 +167,15 @@ struct Ahead {
 template <int G, class Value> struct TokenLane {
     // How many rows of a group, and how many row groups, run side by side for NV vectors of tokens. At least 8
     // independent sums hide the latency of a multiply-add; sums plus operands must fit the registers.
-    static constexpr int most_vectors = G == 1 ? 8 : G == 2 ? 6 : registers == 32 ? 4 : 3;
+    static constexpr bool many = registers == 32;
+    static constexpr int most_vectors = G == 1 ? (many ? 4 : 8) : G == 2 ? (many ? 4 : 6) : many && G == 4 ? 4 : 3;
     static constexpr int rows(int nv) {
         if (G <= 4) return G;
-        return nv == 1 || (registers == 32 && nv <= 3) ? 8 : 4;
+        return nv == 1 || (many && nv <= 3) ? 8 : 4;
     }
     static constexpr int side_by_side(int nv) {
-        if (G == 1) return nv <= 2 ? 4 : nv <= 4 ? 2 : 1;
-        if (G == 2) return nv == 1 ? 4 : nv <= 3 ? 2 : 1;
+        if (G == 1) return nv <= 2 || (many && nv <= 4) ? 4 : nv <= 4 ? 2 : 1;
+        if (G == 2) return nv == 1 ? 4 : nv <= 3 || (many && nv <= 4) ? 2 : 1;
         return G == 4 && nv == 1 ? 2 : 1;
     }
 
