@@ -118,7 +118,8 @@ def test_a_lower_instruction_set_gives_the_same_results(packed_weight, tmp_path,
         for value_dtype in (torch.float32, torch.float16):
             packed = packed_weight(pattern, 50, 136, value_dtype)
             cases[f"{pattern} {value_dtype}"] = [
-                (x, linear(x, packed)) for x in map(random_input, (1, 3, 40), (136,) * 3)
+                (x, linear(x, packed), linear(x, packed, None, "gelu"))
+                for x in map(random_input, (1, 3, 40), (136,) * 3)
             ]
             torch.save(
                 {"dense": packed.unpack(), "cases": cases[f"{pattern} {value_dtype}"], "pattern": pattern},
@@ -135,8 +136,9 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.pt")):
     saved = torch.load(path, weights_only=True)
     pattern = parse_pattern(saved["pattern"])
     packed = pack(saved["dense"], saved["dense"] != 0, "vector", pattern)
-    for x, y in saved["cases"]:
+    for x, y, activated in saved["cases"]:
         torch.testing.assert_close(linear(x, packed), y, rtol=0, atol=5e-6)
+        torch.testing.assert_close(linear(x, packed, None, "gelu"), activated, rtol=0, atol=5e-6)
 print("same")
 """
     import os

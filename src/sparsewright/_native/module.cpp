@@ -116,7 +116,7 @@ class Operand {
     }
 
     void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
-                int kernel, int threads) const {
+                int kernel, int threads, int activation) const {
         LinearProblem problem = problem_;
         problem.x = at<float>(x);
         problem.x_stride = x_stride;
@@ -125,6 +125,7 @@ class Operand {
         problem.y = at<float>(y);
         problem.kernel = static_cast<Kernel>(kernel);
         problem.threads = threads;
+        problem.activation = activation;
         if (tokens < 1) return;
         linear_(problem);
     }
@@ -155,7 +156,7 @@ class Int8Operand {
     }
 
     void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
-                int threads) const {
+                int threads, int activation) const {
         Int8Problem problem = problem_;
         problem.x = at<float>(x);
         problem.x_stride = x_stride;
@@ -163,6 +164,7 @@ class Int8Operand {
         problem.bias = at<float>(bias);
         problem.y = at<float>(y);
         problem.threads = threads;
+        problem.activation = activation;
         if (tokens < 1) return;
         linear_(problem);
     }
@@ -188,12 +190,14 @@ NB_MODULE(_core, m) {
              nb::arg("values"), nb::arg("half_values"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
              nb::arg("in_"), nb::arg("group"), nb::arg("blocks"), nb::arg("block_columns"), nb::arg("kept_per_8"))
         .def("linear", &Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
-             nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
+             nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::arg("activation") = 0,
+             nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Int8Operand>(m, "Int8Operand")
         .def(nb::init<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
                       std::int64_t, int>(),
              nb::arg("values"), nb::arg("columns"), nb::arg("pointers"), nb::arg("scale"), nb::arg("sums"),
              nb::arg("out"), nb::arg("in_"), nb::arg("group"))
         .def("linear", &Int8Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
-             nb::arg("y"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
+             nb::arg("y"), nb::arg("threads"), nb::arg("activation") = 0,
+             nb::call_guard<nb::gil_scoped_release>());
 }

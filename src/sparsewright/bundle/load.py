@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..hardware import apply_calibration_once
 from ..layouts import PackedWeight
 from ..layouts.storage import unpack_bits
 from ..models import MASK
@@ -56,6 +57,7 @@ def load(
         require_same(shapes, wanted_shapes(target))
         replacements, masks = _read(reader, chosen, target)
     _assign(target, replacements, masks)
+    apply_calibration_once()
     return target
 
 

@@ -1,6 +1,7 @@
 """Floor 6: targets and what layers cost on them, measured; packing for a target; measuring whole models."""
 
 from .allocator import keep_freed_memory
+from .calibrate import Calibration, apply_calibration, apply_calibration_once, calibrate
 from .calibrated_time import calibrated
 from .cold_start import ColdStart, cold_start
 from .doctor import Acceleration, BestCase, Doctor, ModelDoctor, doctor
@@ -26,6 +27,7 @@ __all__ = [
     "AbstractTarget",
     "Acceleration",
     "BestCase",
+    "Calibration",
     "ColdStart",
     "Cost",
     "CostRow",
@@ -46,16 +48,19 @@ __all__ = [
     "Rival",
     "Samples",
     "ThisTarget",
+    "apply_calibration",
+    "apply_calibration_once",
     "build_rivals",
     "cache_folder",
+    "calibrate",
     "calibrated",
     "cold_start",
     "doctor",
     "dynamic_int8",
     "energy_window",
     "interleave",
-    "keep_freed_memory",
     "joules_per_call",
+    "keep_freed_memory",
     "load_target",
     "measure",
     "model_time",

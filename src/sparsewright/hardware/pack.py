@@ -11,6 +11,7 @@ from .. import layouts
 from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType, suggest
 from ..models import LayerRef, layers
 from ..nn import SparseTensor, as_parameter
+from .calibrate import apply_calibration_once
 from .operands import TORCH_DTYPES
 from .target import AbstractTarget, load_target, runs_with
 
@@ -71,6 +72,7 @@ def pack_(
         ModelError: nothing is masked.
         PlanError: the plan's pattern does not hold for a layer's mask.
     """
+    apply_calibration_once()
     machine = None if force else load_target(target)
     counts = [tokens] if isinstance(tokens, int) else list(tokens)
     planned = plan.layers if plan is not None else {}

@@ -19,6 +19,7 @@ from ..core import (
     parse_pattern,
     suggest,
 )
+from .calibrate import ensure_calibrated
 from .fingerprint import this_machine
 from .operands import Operand, operand
 from .profile import Cost, CostRow, Profile
@@ -263,6 +264,7 @@ def profile(
     machine = ThisTarget(threads=threads)
     if remeasure:
         machine.remeasure()
+    ensure_calibrated(minutes, again=remeasure)
     sizes = list(shapes or DEFAULT_SHAPES)
     chosen = list(DEFAULT_PATTERNS)
     if patterns is not None:
@@ -304,6 +306,7 @@ def profile_model(
         threads: intra-op threads.
         minutes: about how long measuring may take.
     """
+    ensure_calibrated(minutes)
     target = ThisTarget(threads=threads)
     parsed = [parse_pattern(pattern) for pattern in patterns]
     target.prepare(list(model_shapes), parsed, list(tokens), value_dtypes, minutes)

@@ -5,6 +5,7 @@
 // depend on no order: not on the tile, the thread or the instruction set.
 #pragma once
 
+#include "activation.hpp"
 #include "int8_problem.hpp"
 #include "int8_simd.hpp"
 #include "write_rows.hpp"
@@ -108,6 +109,8 @@ inline void run_dense_rows(const Int8Problem &p, std::int64_t token, std::int64_
         for (std::int64_t t = 0; t < tokens; ++t)
             round_token(p.x + (token + t) * p.x_stride, p.in, padded, u + t * padded, low[t], step[t]);
         with_count<few_tokens>(tokens, [&]<int T>() { dense_rows<T>(p, token, groups_of, u, padded, low, step); });
+        const std::int64_t row = groups_of.begin * 16, end_row = smaller(groups_of.end * 16, p.out);
+        activate(static_cast<Activation>(p.activation), p.y + token * p.out + row, p.out, tokens, end_row - row);
         token += tokens;
     }
 }
@@ -166,7 +169,7 @@ template <int bytes> struct Int8Lane {
     template <int R, bool single>
     static __attribute__((noinline)) void multiply(const std::int8_t *values, std::int64_t group,
                                                    const std::uint16_t *columns, std::int64_t count,
-                                                   const std::uint8_t *panel, V (&sums)[R][4]) {
+                                                   const std::uint8_t *panel, std::int32_t *sums) {
         V sum[R][4] = {};
         for (std::int64_t q = 0; q < count; ++q, values += 4 * group) {
             V x[4];
@@ -196,7 +199,66 @@ template <int bytes> struct Int8Lane {
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) sums[r][j] = sum[r][j];
+            for (int j = 0; j < 4; ++j) std::memcpy(sums + (4 * r + j) * words, &sum[r][j], bytes);
+    }
+
+#if defined(__AVX512BW__)
+    static constexpr bool joined = bytes == 16;
+
+    // The same for 16 tokens whose columns are joined into fours in one long vector: two shuffles serve all rows.
+    template <int R>
+    static __attribute__((noinline)) void multiply_joined(const std::int8_t *values, std::int64_t group,
+                                                          const std::uint16_t *columns, std::int64_t count,
+                                                          const std::uint8_t *panel, std::int32_t *sums) {
+        constexpr int chains = R <= 4 ? 2 : 1;
+        Words<64> sum[chains][R] = {};
+        // Fours of tokens of four columns, side by side; then each four of columns by four of tokens is turned.
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const auto add = [&](std::int64_t q, int chain) __attribute__((always_inline)) {
+            std::uint64_t four;
+            std::memcpy(&four, columns + 4 * q, 8);
+            const auto column = [&](int c) __attribute__((always_inline)) {
+                return _mm_loadu_si128(reinterpret_cast<const __m128i *>(panel + (four >> (16 * c) & 0xffff) * 16));
+            };
+            __m512i x = _mm512_castsi128_si512(column(0));
+            x = _mm512_inserti32x4(x, column(1), 1);
+            x = _mm512_inserti32x4(x, column(2), 2);
+            x = _mm512_inserti32x4(x, column(3), 3);
+            const Words<64> fours = transpose_bytes<64>((Words<64>)_mm512_permutexvar_epi32(order, x));
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r)
+                sum[chain][r] =
+                    add_products<64>(sum[chain][r], fours, splat_word<64>(values + 4 * (q * group + r)));
+        };
+        std::int64_t q = 0;
+        for (; q + chains <= count; q += chains)
+#pragma GCC unroll 2
+            for (int i = 0; i < chains; ++i) add(q + i, i);
+        if constexpr (chains > 1)
+            if (q < count) add(q, 0);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            if constexpr (chains > 1) sum[0][r] += sum[1][r];
+            std::memcpy(sums + 16 * r, &sum[0][r], 64);
+        }
+    }
+#else
+    static constexpr bool joined = false;
+#endif
+
+    // Sums of R rows from `row` on to what they stand for, `bytes` tokens each.
+    template <int R>
+    static void finish(const Int8Problem &p, std::int64_t row, const float *low, const float *step,
+                       const std::int32_t *sums, float *to) {
+        for (int r = 0; r < R; ++r) {
+            const float scale = p.scale[row + r], sum = static_cast<float>(p.sums[row + r]);
+            for (int t = 0; t < bytes; t += lanes) {
+                Words<4 * lanes> products;
+                std::memcpy(&products, sums + r * bytes + t, sizeof products);
+                const Wide product = __builtin_convertvector(products, Wide);
+                store(to + r * bytes + t, (load<Wide>(step + t) * product + load<Wide>(low + t) * sum) * scale);
+            }
+        }
     }
 
     // y of up to `bytes` tokens and some row groups.
@@ -216,6 +278,7 @@ template <int bytes> struct Int8Lane {
         }
         fill<single>(u, padded, panel);
         constexpr int most_rows = 16;
+        alignas(64) std::int32_t rounded[8 * bytes];
         const std::int64_t chunk_groups = most_rows / p.group;
         for (std::int64_t begin = groups_of.begin; begin < groups_of.end; begin += chunk_groups) {
             const std::int64_t end = smaller(begin + chunk_groups, groups_of.end);
@@ -224,27 +287,26 @@ template <int bytes> struct Int8Lane {
             float *to = rows;
             for (std::int64_t g = begin; g < end; ++g) {
                 const std::int64_t quad = p.pointers[g], count = p.pointers[g + 1] - quad;
-                for (int r = 0; r < p.group; r += side_rows) {
-                    V sums[side_rows][4];
-                    multiply<side_rows, single>(p.values + (quad * p.group + r) * 4, p.group, p.columns + 4 * quad,
-                                                count, panel, sums);
-#pragma GCC unroll 4
-                    for (int i = 0; i < side_rows; ++i, to += bytes) {
-                        const std::int64_t row = g * p.group + r + i;
-                        const float scale = p.scale[row], sum = static_cast<float>(p.sums[row]);
-#pragma GCC unroll 4
-                        for (int j = 0; j < 4; ++j) {
-                            Floats<bytes> steps, lows;
-                            std::memcpy(&steps, step + j * words, bytes);
-                            std::memcpy(&lows, low + j * words, bytes);
-                            const Floats<bytes> product = __builtin_convertvector(sums[i][j], Floats<bytes>);
-                            const Floats<bytes> all = (steps * product + lows * sum) * scale;
-                            std::memcpy(to + j * words, &all, bytes);
-                        }
+                const std::int8_t *values = p.values + quad * p.group * 4;
+                const std::uint16_t *columns = p.columns + 4 * quad;
+                if constexpr (single && joined) {
+                    const auto some = [&]<int R>(int r) {
+                        multiply_joined<R>(values + 4 * r, p.group, columns, count, panel, rounded);
+                        finish<R>(p, g * p.group + r, low, step, rounded, to);
+                        to += R * bytes;
+                    };
+                    if (p.group == 4) some.template operator()<4>(0);
+                    else for (int r = 0; r < p.group; r += 8) some.template operator()<8>(r);
+                } else {
+                    for (int r = 0; r < p.group; r += side_rows, to += side_rows * bytes) {
+                        multiply<side_rows, single>(values + 4 * r, p.group, columns, count, panel, rounded);
+                        finish<side_rows>(p, g * p.group + r, low, step, rounded, to);
                     }
                 }
             }
             write_rows<bytes / lanes>(rows, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens);
+            activate(static_cast<Activation>(p.activation), p.y + token * p.out + first_row, p.out, tokens,
+                     end_row - first_row);
         }
     }
 
@@ -281,14 +343,9 @@ __attribute__((noinline)) void single_int8_token(const Int8Problem &p, Range gro
         Wide sum[chains][G / 4][vectors] = {};
         const std::int8_t *w = p.values + quad * G * 4;
         const auto add = [&](std::int64_t q, int chain) __attribute__((always_inline)) {
-            f4 four;
-            if constexpr (single) {
-                const std::uint16_t *c = p.columns + 4 * (quad + q);
-                four = f4{p.x[c[0]], p.x[c[1]], p.x[c[2]], p.x[c[3]]};
-            } else {
-                four = load<f4>(q < whole ? p.x + 4 * q : last);
-            }
-            const Wide x = repeat_four(four);
+            Wide x;
+            if constexpr (single) x = repeat_columns(p.x, p.columns + 4 * (quad + q));
+            else x = repeat_four(load<f4>(q < whole ? p.x + 4 * q : last));
 #pragma GCC unroll 4
             for (int r = 0; r < G / 4; ++r)
 #pragma GCC unroll 4
@@ -316,6 +373,8 @@ __attribute__((noinline)) void single_int8_token(const Int8Problem &p, Range gro
             }
         }
     }
+    const std::int64_t row = groups_of.begin * G, end_row = smaller(groups_of.end * G, p.out);
+    activate(static_cast<Activation>(p.activation), p.y + row, p.out, 1, end_row - row);
 }
 
 template <int G> void single_int8_token(const Int8Problem &p, Range groups_of) {

@@ -32,13 +32,13 @@ class NativeInt8Operand:
     in_: int
     kept: int
 
-    def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int) -> None:
+    def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int, activation: int = 0) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
         # Four bytes are multiplied where one float would be.
         threads = torch.get_num_threads() if worth_sharing(self.kept * tokens / 4, self.kept) else 1
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
-        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), threads)
+        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), threads, activation)
 
 
 def make_int8_operand(tensors: Mapping[str, Tensor], out: int, in_: int) -> NativeInt8Operand:

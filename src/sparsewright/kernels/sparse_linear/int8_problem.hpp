@@ -29,6 +29,7 @@ struct Int8Problem {
     const float *bias;             // (out,) or null
     float *y;                      // (tokens, out), contiguous
     int threads;
+    int activation;                // of y: an Activation
 };
 
 using Int8Function = void (*)(const Int8Problem &);

@@ -136,4 +136,21 @@ inline Wide repeat_four(f4 four) {
 #endif
 }
 
+// x of four columns in every lane of four.
+inline Wide repeat_columns(const float *x, const std::uint16_t *columns) {
+    std::uint64_t four;
+    std::memcpy(&four, columns, sizeof four);
+    const auto at = [&](int c) { return x + (four >> (16 * c) & 0xffff); };
+#if defined(__AVX512F__)
+    // Blended while they are read: shuffles would all wait for one port.
+    __m512 all = _mm512_set1_ps(*at(0));
+    all = _mm512_mask_broadcastss_ps(all, 0x2222, _mm_load_ss(at(1)));
+    all = _mm512_mask_broadcastss_ps(all, 0x4444, _mm_load_ss(at(2)));
+    all = _mm512_mask_broadcastss_ps(all, 0x8888, _mm_load_ss(at(3)));
+    return (Wide)all;
+#else
+    return repeat_four(f4{*at(0), *at(1), *at(2), *at(3)});
+#endif
+}
+
 }  // namespace

@@ -6,14 +6,15 @@ from torch.nn import Parameter, functional
 
 from ...layouts import PackedWeight
 from . import int8_op  # noqa: F401 (registers the operators)
+from .activations import CODES, Activation, apply_activation, check_activation
 from .dispatch import no_kernel, why_not
 from .int8_operand import PLANES
 from .op import check_call
 from .operand import kept_per_8, native_operand
 
 
-def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """`x @ W.T + bias` without touching what W does not keep.
+def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+    """`activation(x @ W.T + bias)` without touching what W does not keep.
 
     Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
     token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
@@ -23,6 +24,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
         packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
             tokens on, one range per token), or `masked` (dense on request).
         bias: `(out,)` float32, or None.
+        activation: `relu`, `gelu` (its exact form) or `gelu_tanh`, applied to y while it is in the nearest cache.
 
     Returns:
         `(..., out)` float32.
@@ -30,10 +32,12 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
     """
+    if activation is not None:
+        check_activation(activation)
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
-        return _through_operator(x, packed, bias)
+        return apply_activation(_through_operator(x, packed, bias), activation)
     if packed.layout == "masked":
-        return _masked_dense(x, packed, bias)
+        return apply_activation(_masked_dense(x, packed, bias), activation)
     operand = native_operand(packed)
     out, in_ = operand.out, operand.in_
     if (
@@ -52,7 +56,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     y = torch.empty((*x.shape[:-1], out), dtype=torch.float32, device="cpu")
     tokens = x.numel() // in_
     if tokens:
-        operand.run(x, bias, y, tokens)
+        operand.run(x, bias, y, tokens, CODES[activation])
     return y
 
 

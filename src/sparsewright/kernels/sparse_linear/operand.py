@@ -35,14 +35,14 @@ class NativeOperand:
     group: int
     density: float
 
-    def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int) -> None:
+    def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int, activation: int = 0) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
         kernel = choose_native(self.group, tokens, self.in_, self.density)
         kept = self.density * self.out * self.in_
         threads = torch.get_num_threads() if worth_sharing(kept * tokens, 4 * kept) else 1
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
-        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel.code, threads)
+        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel.code, threads, activation)
 
 
 def make_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_: int, kept_per_8: int) -> NativeOperand:

@@ -30,6 +30,7 @@ struct LinearProblem {
     float *y;                 // (tokens, out), contiguous
     int threads;
     Kernel kernel;
+    int activation;           // of y: an Activation
     std::int64_t level1_bytes;  // data caches of one core
     std::int64_t level2_bytes;
 };

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "activation.hpp"
 #include "problem.hpp"
 #include "simd.hpp"
 
@@ -84,6 +85,9 @@ template <int G, class Value> struct RowLane {
             for (int t = 0; t < MT; ++t)
                 for (int r = 0; r < live; ++r) y[t * p.out + g * G + r] = sums[t][r];
         }
+        if (!last) return;
+        const std::int64_t row = groups_of.begin * G, end_row = smaller(groups_of.end * G, p.out);
+        activate(static_cast<Activation>(p.activation), y + row, p.out, MT, end_row - row);
     }
 
     static void run(const LinearProblem &p, Range tokens, Range groups_of) {

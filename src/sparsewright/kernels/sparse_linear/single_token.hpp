@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "activation.hpp"
 #include "problem.hpp"
 #include "simd.hpp"
 
@@ -234,6 +235,8 @@ template <int G, class Value> struct SingleToken {
                     for (int c = 1; c < columns; ++c) sum += partial[c * G + r];
                 p.y[g * G + r] = p.bias ? sum + p.bias[g * G + r] : sum;
             }
+        const std::int64_t row = groups_of.begin * G, end_row = smaller(groups_of.end * G, p.out);
+        activate(static_cast<Activation>(p.activation), p.y + row, p.out, 1, end_row - row);
     }
 };
 

@@ -5,6 +5,7 @@
 // the batch: results do not depend on them.
 #pragma once
 
+#include "activation.hpp"
 #include "problem.hpp"
 #include "simd.hpp"
 #include "write_rows.hpp"
@@ -241,7 +242,10 @@ template <int G, class Value> struct TokenLane {
                 if constexpr (M > 1)
                     for (; g < end; ++g)
                         groups<1, NV>(p, g, blocks.begin, count, panel, chunk + (g - begin) * G * width, spans, stage);
-                if (last) write_rows<NV>(chunk, p.bias, begin * G, smaller(end * G, p.out), p.y + token * p.out, p.out, tokens);
+                if (!last) continue;
+                const std::int64_t row = begin * G, end_row = smaller(end * G, p.out);
+                write_rows<NV>(chunk, p.bias, row, end_row, p.y + token * p.out, p.out, tokens);
+                activate(static_cast<Activation>(p.activation), p.y + token * p.out + row, p.out, tokens, end_row - row);
             }
         }
     }
