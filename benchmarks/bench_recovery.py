@@ -121,7 +121,9 @@ def timed(dense: nn.Module, quick: bool) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {name: {} for name in candidates}
     for batch in (1, 32):
         inputs = random_batch(dense, batch, LENGTH)
-        calls = {name: (lambda model=model: run_model(model, inputs)) for name, model in candidates.items()}
+        calls = {
+            name: (lambda model=model, inputs=inputs: run_model(model, inputs)) for name, model in candidates.items()
+        }
         rounds, seconds = ((5, 7), 10.0) if quick else ((15, 60), 60.0)
         samples = interleave(calls, rounds=rounds, seconds=seconds, tolerance=0.0, warm=1)
         for name, sample in samples.items():
