@@ -86,9 +86,9 @@ def _input_grad_cpu(grad: Tensor, values: Tensor, index: Tensor, pointers: Tenso
 def _weight_grad_cpu(grad: Tensor, x: Tensor, index: Tensor, pointers: Tensor, group: int) -> Tensor:
     if grad.shape[:-1] != x.shape[:-1]:
         raise KernelError(f"The gradient and x must have the same tokens, got {tuple(grad.shape)}, {tuple(x.shape)}.")
-    result = grad.new_zeros(index.numel(), group)
-    if not (result.numel() and x.numel() and grad.numel()):
-        return result
+    if not (index.numel() and x.numel() and grad.numel()):
+        return grad.new_zeros(index.numel(), group)
+    result = grad.new_empty(index.numel(), group)
     index, pointers = index.contiguous(), pointers.contiguous()
     dy, rows = _rows(grad, "a gradient"), _rows(x, "x")
     native = _native(None, index, pointers, dy.shape[1], rows.shape[1], group)
