@@ -2,7 +2,8 @@ class Operand:
     def __init__(
         self,
         values: int,
-        half_values: bool,
+        value_type: int,
+        scale: int,
         index: int,
         pointers: int,
         out: int,

@@ -90,15 +90,19 @@ template <class T> T *at(std::uintptr_t address) { return reinterpret_cast<T *>(
 // A packed weight in the vector layout, as addresses. The Python owner keeps the memory alive.
 class Operand {
   public:
-    Operand(std::uintptr_t values, bool half_values, std::uintptr_t index, std::uintptr_t pointers, std::int64_t out,
-            std::int64_t in, int group, std::int64_t blocks, std::int64_t block_columns, int kept_per_8)
+    Operand(std::uintptr_t values, int value_type, std::uintptr_t scale, std::uintptr_t index, std::uintptr_t pointers,
+            std::int64_t out, std::int64_t in, int group, std::int64_t blocks, std::int64_t block_columns,
+            int kept_per_8)
         : problem_{} {
         if (group != 1 && group != 2 && group != 4 && group != 8 && group != 16)
             throw std::invalid_argument("the group must be 1, 2, 4, 8 or 16");
         if (out < 1 || in < 1 || blocks < 1 || block_columns < 1 || block_columns > 256 || blocks * block_columns < in)
             throw std::invalid_argument("the blocks do not cover the input columns");
+        if (value_type < 0 || value_type > 2 || (value_type != 2 && scale != 0))
+            throw std::invalid_argument("values are float32, float16 or int8, and only int8 values have scales");
         problem_.values = at<void>(values);
-        problem_.half_values = half_values;
+        problem_.value_type = static_cast<ValueType>(value_type);
+        problem_.scale = at<float>(scale);
         problem_.index = at<std::uint8_t>(index);
         problem_.pointers = at<std::int32_t>(pointers);
         problem_.out = out;
@@ -133,7 +137,7 @@ class Operand {
     // dx (tokens, in) = dy (tokens, out) W.
     void input_grad(std::uintptr_t dy, std::int64_t dy_stride, std::int64_t tokens, std::uintptr_t dx,
                     int threads) const {
-        linear(dy, dy_stride, tokens, 0, dx, static_cast<int>(Kernel::input_grad_by_rows), threads);
+        linear(dy, dy_stride, tokens, 0, dx, static_cast<int>(Kernel::input_grad_by_rows), threads, 0);
     }
 
     // The same by way of the transposed structure: for every block of `block_groups` row groups and every column of W,
@@ -233,9 +237,9 @@ NB_MODULE(_core, m) {
         return names;
     });
     nb::class_<Operand>(m, "Operand")
-        .def(nb::init<std::uintptr_t, bool, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t, int,
-                      std::int64_t, std::int64_t, int>(),
-             nb::arg("values"), nb::arg("half_values"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
+        .def(nb::init<std::uintptr_t, int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t,
+                      int, std::int64_t, std::int64_t, int>(),
+             nb::arg("values"), nb::arg("value_type"), nb::arg("scale"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
              nb::arg("in_"), nb::arg("group"), nb::arg("blocks"), nb::arg("block_columns"), nb::arg("kept_per_8"))
         .def("linear", &Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
              nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::arg("activation") = 0,

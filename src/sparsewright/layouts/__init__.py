@@ -1,6 +1,6 @@
 """Floor 2: how a masked weight is stored. One file per layout; importing this package registers them all."""
 
-from . import bitmask, int8, masked, vector
+from . import bitmask, int8, int8_weights, masked, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import infer_pattern, pack
 
@@ -11,6 +11,7 @@ __all__ = [
     "bitmask",
     "infer_pattern",
     "int8",
+    "int8_weights",
     "layouts",
     "masked",
     "pack",

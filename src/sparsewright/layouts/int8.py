@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core import AbstractPattern, BundleError, Dense
 from .base import AbstractLayout, PackedWeight, Shape, layouts
+from .rounding import check_bytes, check_scale, quantise
 from .storage import stored_tensor
 from .vector import shared_columns
 from .vector_storage import columns_from_index, expected_bytes, index_from_columns
@@ -36,23 +37,6 @@ def row_group(pattern: AbstractPattern) -> int | None:
     if isinstance(pattern, Dense):
         return _DENSE_GROUP
     return next((group for group in GROUPS if pattern.group % group == 0), None)
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric rounding, one scale per row.
-
-    Args:
-        weight: `(out, in)`, floating point.
-
-    Returns:
-        `(out, in)` int8 from -127 to 127, and `(out,)` float32 scales, 1 for rows of zeros.
-    """
-    rows = weight.to(torch.float32)
-    largest = rows.abs().amax(1)
-    scale = torch.where(largest > 0, largest / 127, 1.0)
-    # A subnormal row has no scale that its largest value could be divided by.
-    scale = torch.where(scale > 0, scale, torch.finfo(torch.float32).tiny)
-    return (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def unpack_operand(values: Tensor, columns: Tensor, pointers: Tensor, scale: Tensor, out: int, in_: int) -> Tensor:
@@ -197,11 +181,7 @@ class Int8(AbstractLayout):
         group = row_group(pattern)
         assert group is not None
         scale = stored_tensor(tensors, "scale", torch.float32, (out,))
-        if not bool((scale > 0).all()) or not bool(torch.isfinite(127 * scale).all()):
-            raise BundleError(
-                "The scales of int8 values must be positive, and 127 times each finite: the file is damaged. "
-                "Write it again."
-            )
+        check_scale(scale)
         if isinstance(pattern, Dense):
             stored_tensor(tensors, "index", torch.uint8, (0,))
             rounded = stored_tensor(tensors, "values", torch.int8, (out * in_,)).view(out, in_)
@@ -211,8 +191,7 @@ class Int8(AbstractLayout):
             shared = shared.repeat_interleave(pattern.group // group, dim=0)[: -(-out // group)]
             rounded = _rows_of(tensors, shared, out, group)
         rounded = torch.nn.functional.pad(rounded, (0, 0, 0, -out % group))
-        if bool((rounded == -128).any()):
-            raise BundleError("Int8 values run from -127 to 127, the file holds -128: it is damaged. Write it again.")
+        check_bytes(rounded)
         return PackedWeight("int8", pattern, shape, torch.int8, _operand(rounded, scale, shared, group))
 
     def expected_bytes(self, pattern: AbstractPattern, shape: Shape, value_bits: int) -> float:

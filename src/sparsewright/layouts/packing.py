@@ -7,7 +7,7 @@ from ..core import AbstractPattern, Block, Dense, LayoutError, Unstructured, par
 from .base import VALUE_DTYPES, PackedWeight, layouts
 
 # What `auto` tries, best first; of floating values the last one takes every weight.
-AUTO_ORDER = ("vector", "int8", "masked")
+AUTO_ORDER = ("vector", "int8", "int8_weights", "masked")
 # Row groups that kernels know; `infer_pattern` looks for the widest one that the mask obeys.
 SHARING_GROUPS = (16, 8, 4, 2)
 

@@ -9,6 +9,7 @@
 namespace {
 
 using sparsewright::Kernel;
+using sparsewright::ValueType;
 
 // Threads share out whole vectors of tokens, or what dx and dW are cut into where tokens are few or all needed at once.
 template <int G, class Value> void run_part(void *context, int part) {
@@ -32,7 +33,9 @@ template <int G, class Value> void run_part(void *context, int part) {
 }
 
 template <int G> void run(const LinearProblem &p) {
-    const auto body = p.half_values ? run_part<G, Half> : run_part<G, float>;
+    const auto body = p.value_type == ValueType::float16 ? run_part<G, Half>
+                      : p.value_type == ValueType::int8  ? run_part<G, Byte>
+                                                         : run_part<G, float>;
     sparsewright::parallel(p.threads, body, const_cast<LinearProblem *>(&p));
 }
 

@@ -32,7 +32,7 @@ inline void to_panel(const float *from, std::int64_t stride, std::int64_t tokens
 template <class V, int NV>
 inline void from_panel(const float *panel, std::int64_t count, float *to, std::int64_t stride, std::int64_t tokens) {
     if constexpr (std::is_same_v<V, Wide>) {
-        write_rows<NV>(panel, nullptr, 0, count, to, stride, tokens);
+        write_rows<NV>(panel, nullptr, nullptr, 0, count, to, stride, tokens);
     } else {
         constexpr int width = NV * lanes_of<V>;
         for (std::int64_t t = 0; t < tokens; ++t)

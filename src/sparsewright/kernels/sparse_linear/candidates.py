@@ -23,21 +23,22 @@ class AbstractCandidate(ABC):
     """One way to run sparse linear."""
 
     name: ClassVar[str]
-    layout: ClassVar[str]
+    layouts: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
         """Reasons why it cannot multiply this weight with so many tokens (float32, CPU); empty if it can."""
 
     def _why_not_layout(self, packed: PackedWeight) -> list[str]:
-        if packed.layout == self.layout:
+        if packed.layout in self.layouts:
             return []
         advice = " (bitmask is a storage form: unpack it and pack it again)" if packed.layout == "bitmask" else ""
-        return [f"it reads the layout {self.layout!r}, the weight has {packed.layout!r}{advice}"]
+        known = " or ".join(repr(layout) for layout in self.layouts)
+        return [f"it reads the layout {known}, the weight has {packed.layout!r}{advice}"]
 
 
 class AbstractNative(AbstractCandidate):
-    """A kernel of the native library: layout `vector`, float32 or float16 values, CPU.
+    """A kernel of the native library: layout `vector` with float32 or float16 values, or `int8_weights`, CPU.
 
     Attributes:
         code: its number in `problem.hpp`.
@@ -45,7 +46,7 @@ class AbstractNative(AbstractCandidate):
         least_tokens, most_tokens: batches that it serves.
     """
 
-    layout = "vector"
+    layouts = ("vector", "int8_weights")
     code: ClassVar[int]
     groups: ClassVar[tuple[int, ...]]
     least_tokens: ClassVar[int]
@@ -55,7 +56,7 @@ class AbstractNative(AbstractCandidate):
         reasons = self._why_not_layout(packed)
         if reasons:
             return reasons
-        if packed.value_dtype not in (torch.float32, torch.float16):
+        if packed.layout == "vector" and packed.value_dtype not in (torch.float32, torch.float16):
             reasons.append(f"it multiplies float32 and float16 values, the weight has {packed.value_dtype}")
         if packed.device.type != "cpu":
             reasons.append(f"it runs on the CPU, the weight is on {packed.device}")
@@ -110,7 +111,7 @@ class Int8Lane(AbstractCandidate):
     """int8 weights; x is rounded to 7 bits, one range per token, from 2 tokens on."""
 
     name = "int8_lane"
-    layout = "int8"
+    layouts = ("int8",)
 
     def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
         reasons = self._why_not_layout(packed)
@@ -124,7 +125,7 @@ class MaskedDense(AbstractCandidate):
     """torch's dense linear: no faster than dense, chosen by choosing the layout `masked`."""
 
     name = "masked_dense"
-    layout = "masked"
+    layouts = ("masked",)
 
     def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
         return self._why_not_layout(packed)

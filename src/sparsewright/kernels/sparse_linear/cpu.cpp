@@ -14,6 +14,7 @@
 namespace {
 
 using sparsewright::Kernel;
+using sparsewright::ValueType;
 
 // Threads share out whole tiles of tokens, or row groups where tokens are few. Neither changes any result.
 template <int G, class Value> void run_part(void *context, int part) {
@@ -35,7 +36,9 @@ template <int G, class Value> void run_part(void *context, int part) {
 }
 
 template <int G> void run(const LinearProblem &p) {
-    const auto body = p.half_values ? run_part<G, Half> : run_part<G, float>;
+    const auto body = p.value_type == ValueType::float16 ? run_part<G, Half>
+                      : p.value_type == ValueType::int8  ? run_part<G, Byte>
+                                                         : run_part<G, float>;
     sparsewright::parallel(p.threads, body, const_cast<LinearProblem *>(&p));
 }
 

@@ -90,7 +90,7 @@ def which(packed: PackedWeight, tokens: int = 1) -> str:
     able = [name for name, against in reasons.items() if not against]
     if not able:
         raise no_kernel(reasons)
-    if packed.layout != "vector":
+    if packed.layout not in ("vector", "int8_weights"):
         return able[0]
     values = packed.tensors["values"]
     density = values.shape[0] / max(1, -(-packed.shape[0] // values.shape[1]) * packed.shape[1])

@@ -13,6 +13,7 @@ from ..._native import Operand
 from ...core import KernelError, instruction_set
 from ...layouts.vector import block_columns
 from .library import library
+from .operand import VALUE_CODES
 from .threads import worth_sharing
 from .transposed import structure_of
 
@@ -28,10 +29,11 @@ def _native(values: Tensor | None, index: Tensor, pointers: Tensor, out: int, in
     blocks, groups = pointers.shape[0], pointers.shape[1] - 1
     if groups * group < out or (groups - 1) * group >= out:
         raise KernelError(f"The operand has {groups} groups of {group} rows; it is not the operand of {out} outputs.")
-    address, half = (0, False) if values is None else (values.data_ptr(), values.dtype == torch.float16)
+    address, kind = (0, 0) if values is None else (values.data_ptr(), VALUE_CODES[values.dtype])
     return Operand(
         address,
-        half,
+        kind,
+        0,
         index.data_ptr() if index.numel() else 0,
         pointers.data_ptr(),
         out,

@@ -81,7 +81,7 @@ template <int G, class Value> struct InputGradByRows {
         const std::int64_t count = divide_up(vectors.end - vectors.begin, most);
         const std::int64_t width = divide_up(vectors.end - vectors.begin, count) * step;
         const std::int64_t dy_floats = p.groups * G * width, panel_floats = p.block_columns * width;
-        const std::int64_t stage_floats = sizeof(Value) == 2 ? p.block_columns * G + lanes : 0;
+        const std::int64_t stage_floats = sizeof(Value) < sizeof(float) ? p.block_columns * G + lanes : 0;
         float *panel = static_cast<float *>(
             sparsewright::scratch((dy_floats + panel_floats + stage_floats) * sizeof(float) + 128));
         float *stage = panel + panel_floats;

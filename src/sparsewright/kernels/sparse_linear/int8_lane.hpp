@@ -304,7 +304,7 @@ template <int bytes> struct Int8Lane {
                     }
                 }
             }
-            write_rows<bytes / lanes>(rows, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens);
+            write_rows<bytes / lanes>(rows, nullptr, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens);
             activate(static_cast<Activation>(p.activation), p.y + token * p.out + first_row, p.out, tokens,
                      end_row - first_row);
         }

@@ -21,8 +21,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
 
     Args:
         x: `(..., in)` float32, any strides, any number of tokens.
-        packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
-            tokens on, one range per token), or `masked` (dense on request).
+        packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8_weights` (bytes, x as it is), `int8`
+            (x is rounded to 7 bits from two tokens on, one range per token), or `masked` (dense on request).
         bias: `(out,)` float32, or None.
         activation: `relu`, `gelu` (its exact form) or `gelu_tanh`, applied to y while it is in the nearest cache.
 
@@ -84,7 +84,8 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
             x, *(tensors[name] for name in PLANES), bias, packed.shape[0]
         )
         return rounded
-    if packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
+    scaled = packed.layout == "int8_weights"
+    if not scaled and (packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16)):
         raise no_kernel(why_not(packed, 2))
     check_call(x, packed.shape[1], packed.shape[0], bias)
     y: Tensor = torch.ops.sparsewright.linear(
@@ -92,10 +93,13 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
         tensors["values"],
         tensors["index"],
         tensors["pointers"],
-        bias,
+        None if scaled else bias,
         packed.shape[0],
         kept_per_8(packed.pattern),
     )
+    if scaled:
+        y = y * tensors["scale"][: packed.shape[0]]
+        return y if bias is None else y + bias
     return y
 
 

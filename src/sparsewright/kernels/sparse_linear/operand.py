@@ -15,6 +15,9 @@ from .dispatch import choose_native, no_kernel, why_not
 from .int8_operand import NativeInt8Operand, make_int8_operand
 from .threads import worth_sharing
 
+# Numbers as in problem.hpp.
+VALUE_CODES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,13 @@ class NativeOperand:
 
     Attributes:
         native: the C++ object; holds addresses only.
-        tensors: values, index and pointers, kept alive.
+        tensors: values, index, pointers and scales if any, kept alive.
         out, in_, group: sizes of the weight and its row groups.
         density: kept columns / all.
     """
 
     native: Operand
-    tensors: tuple[Tensor, Tensor, Tensor]
+    tensors: tuple[Tensor, ...]
     out: int
     in_: int
     group: int
@@ -39,28 +42,39 @@ class NativeOperand:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
         kernel = choose_native(self.group, tokens, self.in_, self.density)
         kept = self.density * self.out * self.in_
-        threads = torch.get_num_threads() if worth_sharing(kept * tokens, 4 * kept) else 1
+        held = kept * self.tensors[0].element_size()
+        threads = torch.get_num_threads() if worth_sharing(kept * tokens, held) else 1
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
         self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel.code, threads, activation)
 
 
-def make_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_: int, kept_per_8: int) -> NativeOperand:
+def make_operand(
+    values: Tensor,
+    index: Tensor,
+    pointers: Tensor,
+    out: int,
+    in_: int,
+    kept_per_8: int,
+    scale: Tensor | None = None,
+) -> NativeOperand:
     """Operand of the vector layout's tensors.
 
     Args:
-        values: `(kept, G)` float32 or float16.
+        values: `(kept, G)` float32, float16 or int8.
         index: `(kept,)` uint8.
         pointers: `(blocks, groups + 1)` int32.
         out, in_: shape of the weight.
         kept_per_8: see `kept_per_8()`; 0 is always right.
+        scale: `(groups * G)` float32, what rows of int8 values are multiplied by; None: nothing.
     """
-    tensors = (values.contiguous(), index.contiguous(), pointers.contiguous())
+    tensors = [tensor.contiguous() for tensor in (values, index, pointers, *(() if scale is None else (scale,)))]
     group, blocks = values.shape[1], pointers.shape[0]
     instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence
     native = Operand(
         tensors[0].data_ptr(),
-        values.dtype == torch.float16,
+        VALUE_CODES[values.dtype],
+        0 if scale is None else tensors[3].data_ptr(),
         tensors[1].data_ptr(),
         tensors[2].data_ptr(),
         out,
@@ -71,7 +85,7 @@ def make_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_:
         kept_per_8,
     )
     density = index.numel() / ((pointers.shape[1] - 1) * in_)
-    return NativeOperand(native, tensors, out, in_, group, density)
+    return NativeOperand(native, tuple(tensors), out, in_, group, density)
 
 
 def kept_per_8(pattern: AbstractPattern) -> int:
@@ -102,7 +116,12 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand:
     elif not reasons["token_lane"]:
         tensors = packed.tensors
         operand = make_operand(
-            tensors["values"], tensors["index"], tensors["pointers"], *packed.shape, kept_per_8(packed.pattern)
+            tensors["values"],
+            tensors["index"],
+            tensors["pointers"],
+            *packed.shape,
+            kept_per_8(packed.pattern),
+            tensors.get("scale"),
         )
     else:
         raise no_kernel(reasons)

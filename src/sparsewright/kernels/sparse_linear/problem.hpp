@@ -9,6 +9,8 @@
 
 namespace sparsewright {
 
+enum class ValueType : int { float32 = 0, float16 = 1, int8 = 2 };
+
 enum class Kernel : int {
     token_lane = 0,
     row_lane = 1,
@@ -25,14 +27,15 @@ struct LinearProblem {
     std::int64_t tokens;
     std::int64_t in;
     std::int64_t out;
-    const void *values;       // (kept, group) float or half
+    const void *values;       // (kept, group) of the value type
     const std::uint8_t *index;     // (kept,) column inside its block
     const std::int32_t *pointers;  // (blocks, groups + 1) offsets into index
     std::int64_t blocks;
     std::int64_t block_columns;
     std::int64_t groups;
     int group;                // 1, 2, 4, 8 or 16
-    int half_values;          // 1: values are IEEE half
+    ValueType value_type;
+    const float *scale;       // (groups * group) of the rows of int8 values, else null
     int kept_per_8;           // group 1 only: 1, 2 or 4 when every aligned 8 columns keep exactly that many, else 0
     const float *bias;        // (out,) or null
     float *y;                 // (tokens, out), contiguous

@@ -29,7 +29,8 @@ template <int G, class Value> struct RowLane {
     // y of MT tokens and one row group; starts from y unless `first`, adds the bias if `last`.
     template <int MT>
     static __attribute__((noinline)) void tile(const LinearProblem &p, std::int64_t g, Range blocks, const float *x,
-                            std::int64_t x_stride, float *y, std::int64_t y_stride, const float *bias, bool first) {
+                            std::int64_t x_stride, float *y, std::int64_t y_stride, const float *scale, const float *bias,
+                            bool first) {
         V sum[MT][vectors];
 #pragma GCC unroll 16
         for (int t = 0; t < MT; ++t)
@@ -59,6 +60,7 @@ template <int G, class Value> struct RowLane {
         for (int t = 0; t < MT; ++t)
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; ++v) {
+                if (scale) sum[t][v] *= load<V>(scale + v * width);
                 if (bias) sum[t][v] += load<V>(bias + v * width);
                 store(y + t * y_stride + v * width, sum[t][v]);
             }
@@ -71,8 +73,9 @@ template <int G, class Value> struct RowLane {
         float *y = p.y + token * p.out;
         for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g) {
             const float *bias = last && p.bias ? p.bias + g * G : nullptr;
+            const float *scale = last && p.scale ? p.scale + g * G : nullptr;
             if (g * G + G <= p.out) {
-                tile<MT>(p, g, blocks, x, x_stride, y + g * G, p.out, bias, first);
+                tile<MT>(p, g, blocks, x, x_stride, y + g * G, p.out, scale, bias, first);
                 continue;
             }
             // The last group is short: work on a copy with room for whole vectors.
@@ -81,7 +84,7 @@ template <int G, class Value> struct RowLane {
             for (int t = 0; t < MT && !first; ++t)
                 for (int r = 0; r < live; ++r) sums[t][r] = y[t * p.out + g * G + r];
             for (int r = 0; r < live && bias; ++r) short_bias[r] = bias[r];
-            tile<MT>(p, g, blocks, x, x_stride, sums[0], G, bias ? short_bias : nullptr, first);
+            tile<MT>(p, g, blocks, x, x_stride, sums[0], G, scale, bias ? short_bias : nullptr, first);
             for (int t = 0; t < MT; ++t)
                 for (int r = 0; r < live; ++r) y[t * p.out + g * G + r] = sums[t][r];
         }

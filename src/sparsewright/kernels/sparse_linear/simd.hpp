@@ -68,7 +68,13 @@ struct Half {
     std::uint16_t bits;
 };
 
+struct Byte {  // of a row that has a scale
+    std::int8_t value;
+};
+
 inline float to_float(float value) { return value; }
+
+inline float to_float(Byte byte) { return byte.value; }
 
 inline float to_float(Half half) {
 #if defined(__F16C__)
@@ -107,10 +113,31 @@ template <class V> inline V load(const Half *p) {
 #endif
 }
 
+template <class V> inline V load(const Byte *p) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+        return (V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    } else
+#endif
+        if constexpr (sizeof(V) == 32) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
+        return (V)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    } else {
+        return (V)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_loadu_si32(p)));
+    }
+#else
+    V v;
+    for (unsigned i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
+}
+
 // Values as floats: themselves, or decoded into `stage`, which must have room for `count` rounded up to `lanes`.
 inline const float *as_floats(const float *values, std::int64_t, float *) { return values; }
 
-inline const float *as_floats(const Half *values, std::int64_t count, float *stage) {
+template <class Value> inline const float *as_floats(const Value *values, std::int64_t count, float *stage) {
     std::int64_t i = 0;
     for (; i + lanes <= count; i += lanes) store(stage + i, load<Wide>(values + i));
     for (; i < count; ++i) stage[i] = to_float(values[i]);

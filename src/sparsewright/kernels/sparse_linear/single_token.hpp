@@ -66,6 +66,10 @@ template <int K> inline Stream permute(const float *x, const std::uint8_t *i) {
 inline __m512 load_first(const float *p, std::int64_t count) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
 }
+inline __m512 load_first(const Byte *p, std::int64_t count) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), p);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
 inline __m512 load_first(const Half *p, std::int64_t count) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p));
 }
@@ -233,6 +237,7 @@ template <int G, class Value> struct SingleToken {
                 float sum = partial[r];
                 if constexpr (G < stream_lanes)
                     for (int c = 1; c < columns; ++c) sum += partial[c * G + r];
+                if (p.scale) sum *= p.scale[g * G + r];
                 p.y[g * G + r] = p.bias ? sum + p.bias[g * G + r] : sum;
             }
         const std::int64_t row = groups_of.begin * G, end_row = smaller(groups_of.end * G, p.out);

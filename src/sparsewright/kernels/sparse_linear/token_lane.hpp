@@ -191,7 +191,7 @@ template <int G, class Value> struct TokenLane {
             for (int m = 0; m < M; ++m, ++span) {
                 const std::int64_t begin = pointer[m], count = pointer[m + 1] - begin;
                 *span = {as_floats(values + begin * G, count * G, stage), p.index + begin, count};
-                if (sizeof(Value) == 2) stage += (count * G + lanes - 1) / lanes * lanes;
+                if (sizeof(Value) < sizeof(float)) stage += (count * G + lanes - 1) / lanes * lanes;
             }
         }
         for (int r = 0; r < G; r += R) {
@@ -244,7 +244,7 @@ template <int G, class Value> struct TokenLane {
                         groups<1, NV>(p, g, blocks.begin, count, panel, chunk + (g - begin) * G * width, spans, stage);
                 if (!last) continue;
                 const std::int64_t row = begin * G, end_row = smaller(end * G, p.out);
-                write_rows<NV>(chunk, p.bias, row, end_row, p.y + token * p.out, p.out, tokens);
+                write_rows<NV>(chunk, p.scale, p.bias, row, end_row, p.y + token * p.out, p.out, tokens);
                 activate(static_cast<Activation>(p.activation), p.y + token * p.out + row, p.out, tokens, end_row - row);
             }
         }
@@ -264,10 +264,10 @@ template <int G, class Value> struct TokenLane {
         const std::int64_t parts = passes == 1 ? 1 : divide_up(groups_of.end - groups_of.begin, fit > 16 ? fit : 16);
         const std::int64_t part_groups = passes == 1 ? chunk_groups : divide_up(groups_of.end - groups_of.begin, parts);
         const std::int64_t panel_floats = pass_blocks * p.block_columns * width;
-        // Half values of one pass: at most one kept value per panel column, row and side-by-side group, each span
+        // Decoded values of one pass: at most one kept value per panel column, row and side-by-side group, each span
         // rounded up to whole vectors.
         std::int64_t stage = 0;
-        if (sizeof(Value) == 2) stage = side * pass_blocks * (p.block_columns * G + lanes);
+        if (sizeof(Value) < sizeof(float)) stage = side * pass_blocks * (p.block_columns * G + lanes);
         const std::int64_t sums_floats = (part_groups + 1) * G * width;
         const std::int64_t floats = panel_floats + sums_floats + stage;
         char *memory =

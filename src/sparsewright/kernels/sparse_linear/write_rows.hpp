@@ -5,10 +5,11 @@
 
 namespace {
 
-// y[t][row] = sums[row - begin][t] + bias[row] for rows begin..end and the first `tokens` of NV vectors of tokens.
+// y[t][row] = sums[row - begin][t] * scale[row] + bias[row] (both optional) for rows begin..end and the first `tokens` of NV vectors of tokens.
 template <int NV>
-__attribute__((noinline)) void write_rows(const float *sums, const float *bias, std::int64_t begin, std::int64_t end,
-                                          float *y_of_first, std::int64_t y_stride, std::int64_t tokens) {
+__attribute__((noinline)) void write_rows(const float *sums, const float *scale, const float *bias, std::int64_t begin,
+                                          std::int64_t end, float *y_of_first, std::int64_t y_stride,
+                                          std::int64_t tokens) {
     constexpr int width = NV * lanes;
     for (int v = 0; v < NV && v * lanes < tokens; ++v) {
         const std::int64_t live = smaller<std::int64_t>(tokens - v * lanes, lanes);
@@ -21,6 +22,11 @@ __attribute__((noinline)) void write_rows(const float *sums, const float *bias, 
             for (int i = 0; i < lanes; ++i) rows[i] = from + i * width;
             Wide token_of[lanes];
             read_columns(rows, 0, token_of);
+            if (scale) {
+                const Wide times = load<Wide>(scale + row);
+#pragma GCC unroll 16
+                for (int i = 0; i < lanes; ++i) token_of[i] *= times;
+            }
             if (bias) {
                 const Wide more = load<Wide>(bias + row);
 #pragma GCC unroll 16
@@ -31,7 +37,10 @@ __attribute__((noinline)) void write_rows(const float *sums, const float *bias, 
                 if (i < live) store(y + i * y_stride + row, token_of[i]);
         }
         for (; row < end; ++row, from += width)
-            for (std::int64_t i = 0; i < live; ++i) y[i * y_stride + row] = bias ? from[i] + bias[row] : from[i];
+            for (std::int64_t i = 0; i < live; ++i) {
+                const float sum = scale ? from[i] * scale[row] : from[i];
+                y[i * y_stride + row] = bias ? sum + bias[row] : sum;
+            }
     }
 }
 
