@@ -30,7 +30,7 @@ from .models import Data, load_model, sparsify_
 from .nn import SparseTensor, dispatch_report, masks
 from .search import Budget, SearchResult, search
 from .solvers import solve_mask
-from .training import recover
+from .training import keep_masks_, recover
 
 if TYPE_CHECKING:
     from .pipeline import load_recipe as load_recipe
@@ -68,6 +68,7 @@ __all__ = [
     "dispatch_report",
     "doctor",
     "inspect",
+    "keep_masks_",
     "linear",
     "load",
     "load_model",
