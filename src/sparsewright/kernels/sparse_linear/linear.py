@@ -6,6 +6,7 @@ from torch.nn import Parameter, functional
 
 from ...layouts import PackedWeight
 from . import int8_op  # noqa: F401 (registers the operators)
+from .autocast import as_float32
 from .dispatch import no_kernel, why_not
 from .int8_operand import PLANES
 from .op import check_call
@@ -19,13 +20,14 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
 
     Args:
-        x: `(..., in)` float32, any strides, any number of tokens.
+        x: `(..., in)` float32, any strides, any number of tokens; under `torch.autocast("cpu")` also bfloat16 or
+            float16.
         packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
             tokens on, one range per token), or `masked` (dense on request).
         bias: `(out,)` float32, or None.
 
     Returns:
-        `(..., out)` float32.
+        `(..., out)` float32; under autocast computed in float32 and then rounded to autocast's dtype.
 
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
@@ -34,6 +36,9 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
         return _through_operator(x, packed, bias)
     if packed.layout == "masked":
         return _masked_dense(x, packed, bias)
+    lowered = torch.is_autocast_enabled("cpu")
+    if lowered:
+        x, bias = as_float32(x), as_float32(bias)
     operand = native_operand(packed)
     out, in_ = operand.out, operand.in_
     if (
@@ -53,7 +58,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     tokens = x.numel() // in_
     if tokens:
         operand.run(x, bias, y, tokens)
-    return y
+    return y.to(torch.get_autocast_dtype("cpu")) if lowered else y
 
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
@@ -73,6 +78,9 @@ def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
 def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     if packed.layout == "masked":
         return _masked_dense(x, packed, bias)
+    if torch.is_autocast_enabled("cpu"):
+        # The operators' own rules lower the result.
+        x, bias = as_float32(x), as_float32(bias)
     tensors = packed.tensors
     if packed.layout == "int8":
         check_call(x, packed.shape[1], packed.shape[0], bias)

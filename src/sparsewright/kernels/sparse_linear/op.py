@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core import KernelError
 from ...layouts.vector import unpack_operand
+from .autocast import register_autocast
 from .operand import make_operand
 
 library = torch.library.Library("sparsewright", "DEF")
@@ -104,3 +105,5 @@ torch.library.register_autograd("sparsewright::linear", _linear_backward, setup_
 torch.library.register_autograd(
     "sparsewright::linear_input_grad", _input_grad_backward, setup_context=_keep_for_double_backward, lib=library
 )
+register_autocast(library, "linear", activations=(0, 4), lowers=True)
+register_autocast(library, "linear_input_grad", activations=(0,), lowers=False)
