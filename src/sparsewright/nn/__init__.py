@@ -2,6 +2,7 @@
 
 from . import handlers
 from .report import DispatchRow, dense_layers, dispatch_report, masks
+from .sharding import packed_parameters
 from .sparse_tensor import SparseTensor, allow_loading, as_parameter, restore
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "dispatch_report",
     "handlers",
     "masks",
+    "packed_parameters",
     "restore",
 ]

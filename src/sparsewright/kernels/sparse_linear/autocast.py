@@ -5,15 +5,16 @@ result only, and the result is at least as exact as the dense layer's.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _LOWER = (torch.bfloat16, torch.float16)
+T = TypeVar("T", Tensor, Tensor | None)
 
 
-def as_float32(tensor: Tensor | None) -> Tensor | None:
+def as_float32(tensor: T) -> T:
     """The tensor in float32 if it is bfloat16 or float16; anything else is left to the kernels' own check."""
     return tensor.float() if tensor is not None and tensor.dtype in _LOWER else tensor
 
