@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .bundle import inspect, load, save, verify
+from .bundle import inspect, load, register_transformers, save, verify
 from .core import (
     BudgetError,
     BundleError,
@@ -80,6 +80,7 @@ __all__ = [
     "parse_pattern",
     "profile",
     "recover",
+    "register_transformers",
     "run",
     "save",
     "search",
