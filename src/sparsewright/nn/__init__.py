@@ -1,8 +1,8 @@
 """Floor 4: packed weights inside unmodified modules."""
 
 from . import handlers
+from .refusals import packed_parameters
 from .report import DispatchRow, dense_layers, dispatch_report, masks
-from .sharding import packed_parameters
 from .sparse_tensor import SparseTensor, allow_loading, as_parameter, restore
 
 __all__ = [

@@ -1,12 +1,12 @@
-"""Packed parameters beside sharding: they are never cut, and the error of whoever tries says how to keep them out."""
+"""Where a packed parameter refuses with better advice than to make it dense: being sharded, being written as bytes."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import KernelError
-from .sparse_tensor import OPERATORS, SparseTensor
+from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor
 
 aten = torch.ops.aten
 
@@ -16,11 +16,19 @@ def packed_parameters(model: nn.Module) -> set[nn.Parameter]:
     return {parameter for parameter in model.parameters() if isinstance(parameter, SparseTensor)}
 
 
-def _refuse(func: Any, *args: Any, **kwargs: Any) -> Any:
+def _refuse_cut(func: Any, *args: Any, **kwargs: Any) -> NoReturn:
     raise KernelError(
         f"Packed parameters are not sharded, every process holds them whole, but {func} would cut one. "
         "Keep them out: fully_shard(model, ignored_params=sparsewright.nn.packed_parameters(model)); "
         "or shard and train the masked model, and pack it afterwards."
+    )
+
+
+def _refuse_storage(tensor: SparseTensor) -> NoReturn:
+    # What safetensors, and with it `save_pretrained`, asks of every tensor that it writes.
+    raise KernelError(
+        "A packed weight has no storage of its own that a file could hold. Save the model with sparsewright.save or "
+        "torch.save, or call sparsewright.register_transformers(model) before model.save_pretrained."
     )
 
 
@@ -31,4 +39,5 @@ for _cut in (
     aten.unsafe_split.Tensor,
     aten.as_strided.default,
 ):
-    OPERATORS[_cut] = _refuse
+    OPERATORS[_cut] = _refuse_cut
+FUNCTIONS[Tensor.storage] = _refuse_storage
