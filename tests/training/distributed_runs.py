@@ -137,6 +137,16 @@ def sharded_run(rank: int) -> dict[str, Any]:
     return {"state": whole_state(model), "masks": {name: mask.clone() for name, mask in masks(model).items()}}
 
 
+def trained_packed() -> str:
+    model = with_packed_first_linear()
+    model[3].weight.requires_grad_(True)
+    try:
+        data_parallel(model)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 def different_masks(rank: int) -> str:
     model = make_model()
     model[3]._buffers["weight_mask"] = model[3].weight_mask.roll(rank, 1)
@@ -157,6 +167,7 @@ def work(rank: int, folder: str) -> None:
             "fsdp": sharded_run(rank),
             "packed": frozen_packed_runs(rank),
             "different": different_masks(rank),
+            "trained": trained_packed(),
         }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:

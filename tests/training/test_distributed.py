@@ -113,3 +113,8 @@ def test_what_stands_beside_frozen_packed_layers_trains_as_alone(ranks: list[dic
 def test_masks_that_differ_between_processes_are_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["different"].startswith("Masks must be the same on every process, but 1 of 2 processes have others")
+
+
+def test_packed_weights_that_would_train_apart_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["trained"].startswith("DDP shares no gradients of packed weights, but 3.weight requires them")

@@ -154,22 +154,26 @@ def data_parallel(model: nn.Module, **options: Any) -> tuple[DistributedDataPara
     ones do not survive. Both are equal on all processes already, which is checked here.
 
     Args:
-        model: after `sparsify_`; some of its layers may be packed (frozen) as long as others are masked.
+        model: after `sparsify_`; some of its layers may be packed, and frozen, as long as others are masked.
         options: for `DistributedDataParallel`, for instance `process_group` or `gradient_as_bucket_view`.
 
     Returns:
         The wrapped model, and the hook's state, whose `traffic` counts bytes.
 
     Raises:
-        ModelError: no layer is masked, or masks or packed weights differ between processes.
+        ModelError: no layer is masked, a packed weight requires gradients, or masks or packed weights differ between
+            processes.
     """
+    parameters: Iterable[tuple[str, Any]] = model.named_parameters()
+    packed = {name: value for name, value in parameters if isinstance(value, SparseTensor)}
+    trained = next((name for name, value in packed.items() if value.requires_grad), None)
+    if trained is not None:
+        raise ModelError(
+            f"DDP shares no gradients of packed weights, but {trained} requires them. "
+            "Freeze it with requires_grad_(False), or train the masked model and pack it afterwards."
+        )
     state = KeptGradients(model, options.get("process_group"))
-    packed = {}
-    for name, value in model.named_parameters():
-        weight: Any = value
-        if isinstance(weight, SparseTensor):
-            packed[name] = weight.packed
-    inner = (tensor for held in packed.values() for tensor in held.tensors.values())
+    inner = (tensor for value in packed.values() for tensor in value.packed.tensors.values())
     require_same_everywhere("Packed weights", inner, state.group)
     own = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] == MASK]
     before = getattr(model, "_ddp_params_and_buffers_to_ignore", ())

@@ -32,13 +32,14 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
     """
+    if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
+        with torch.autocast("cpu", enabled=False):
+            y = linear(as_float32(x), packed, as_float32(bias))
+        return y.to(torch.get_autocast_dtype("cpu"))
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         return _through_operator(x, packed, bias)
     if packed.layout == "masked":
         return _masked_dense(x, packed, bias)
-    lowered = torch.is_autocast_enabled("cpu")
-    if lowered:
-        x, bias = as_float32(x), as_float32(bias)
     operand = native_operand(packed)
     out, in_ = operand.out, operand.in_
     if (
@@ -58,7 +59,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     tokens = x.numel() // in_
     if tokens:
         operand.run(x, bias, y, tokens)
-    return y.to(torch.get_autocast_dtype("cpu")) if lowered else y
+    return y
 
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
@@ -78,9 +79,6 @@ def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
 def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     if packed.layout == "masked":
         return _masked_dense(x, packed, bias)
-    if torch.is_autocast_enabled("cpu"):
-        # The operators' own rules lower the result.
-        x, bias = as_float32(x), as_float32(bias)
     tensors = packed.tensors
     if packed.layout == "int8":
         check_call(x, packed.shape[1], packed.shape[0], bias)
