@@ -145,6 +145,20 @@ def test_what_was_loaded_is_an_ordinary_model(tmp_path: Path) -> None:
     torch.testing.assert_close(answer(bundled), answer(again), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_another_dtype_may_be_asked_for_and_the_one_saved_is_kept_otherwise(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = sparse_bert()
+    asked = transformers.BertForMaskedLM.from_pretrained(write(model, tmp_path / "single"), dtype=dtype)
+    moved = copy.deepcopy(model).to(dtype)
+    assert same_state(asked, moved)
+    assert answer(asked).dtype == dtype
+    assert torch.equal(answer(asked), answer(moved))
+    again = transformers.BertForMaskedLM.from_pretrained(write(moved, tmp_path / "half"))
+    assert again.dtype == dtype
+    assert same_state(again, moved)
+    assert torch.equal(answer(again), answer(moved))
+
+
 def test_a_packed_weight_that_two_layers_share_is_stored_once_and_shared_again(tmp_path: Path) -> None:
     from safetensors import safe_open
 

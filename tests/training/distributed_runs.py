@@ -15,14 +15,14 @@ from sparsewright.nn import SparseTensor, as_parameter, masks, packed_parameters
 from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook
 
 STEPS = 20
-RULES = {"0": "50%", "3": "2:4", "5": "1:4x4"}
+RULES = {"0": "50%", "3": "2:4x4", "5": "25%"}
 
 
 def make_model(channels_last: bool = False) -> nn.Sequential:
-    """A convolution and two linears; masked, the same on every process."""
+    """A convolution and two linears, one of 63 rows that no two processes share evenly; masked, the same everywhere."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 64)
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 63)
     )
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -32,7 +32,7 @@ def make_model(channels_last: bool = False) -> nn.Sequential:
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(100 + step)
-    return torch.randn(8, 4, 4, 4, generator=generator), torch.randn(8, 64, generator=generator)
+    return torch.randn(8, 4, 4, 4, generator=generator), torch.randn(8, 63, generator=generator)
 
 
 def share(rank: int | None, tensor: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def data_parallel_runs(rank: int) -> dict[str, Any]:
 def with_packed_first_linear() -> nn.Sequential:
     model = make_model()
     layer = model[3]
-    packed = pack(layer.weight.detach(), layer.weight_mask, pattern="2:4")
+    packed = pack(layer.weight.detach(), layer.weight_mask, pattern="2:4x4")
     layer._parameters["weight"] = as_parameter(SparseTensor(packed))
     del layer._buffers["weight_mask"]
     return model

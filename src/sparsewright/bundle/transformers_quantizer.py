@@ -69,6 +69,7 @@ class SparsewrightConfig(QuantizationConfigMixin):
         layers: module name -> how its packed weight is stored, and dtype and shape of each plane.
         masked: module name -> shape of its `weight_mask`.
         shared: name of a layer whose packed weight is another layer's -> name of that layer.
+        dtype: of the model when it was saved; asking `from_pretrained` for another one moves packed weights as well.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SparsewrightConfig(QuantizationConfigMixin):
         layers: Mapping[str, Any] | None = None,
         masked: Mapping[str, Any] | None = None,
         shared: Mapping[str, Any] | None = None,
+        dtype: str = "",
         version: int = _VERSION,
         quant_method: str = METHOD,
         **others: Any,
@@ -91,6 +93,7 @@ class SparsewrightConfig(QuantizationConfigMixin):
         self.layers = dict(layers or {})
         self.masked = dict(masked or {})
         self.shared = dict(shared or {})
+        self.dtype = str(dtype)
 
 
 @final
@@ -127,6 +130,11 @@ class SparsewrightQuantizer(HfQuantizer):
     """Reads planes into packed weights, and writes packed weights as planes."""
 
     requires_calibration = True
+    _asked: torch.dtype | None = None
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        self._asked = dtype
+        return dtype
 
     def is_serializable(self) -> bool:
         return True
@@ -176,7 +184,10 @@ class SparsewrightQuantizer(HfQuantizer):
             module = _submodule(model, layer)
             holder = module._modules.pop("weight")
             assert isinstance(holder, _Planes)
-            _put_weight(module, _unpack(layer, record, holder.filled(layer)))
+            weight: Any = _unpack(layer, record, holder.filled(layer))
+            if self._asked is not None and str(self._asked) != self.quantization_config.dtype:
+                weight = as_parameter(weight.to(self._asked))
+            _put_weight(module, weight)
         for layer, goal in self.quantization_config.shared.items():
             _put_weight(_submodule(model, layer), _submodule(model, goal)._parameters.get("weight"))
         for layer in self.quantization_config.masked:
@@ -205,6 +216,7 @@ class SparsewrightQuantizer(HfQuantizer):
 def _describe(model: nn.Module, config: SparsewrightConfig) -> None:
     """Write into the config what the model holds now."""
     config.layers, config.masked, config.shared = {}, {}, {}
+    config.dtype = str(getattr(model, "dtype", ""))
     names = {dtype: name for name, dtype in VALUE_TYPES.items()}
     owners: dict[int, str] = {}
     for layer, module in model.named_modules():

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import KernelError
-from ..kernels import linear as multiply
 from ..layouts import PackedWeight
+from .lower_precision import multiply
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
 
 aten = torch.ops.aten
@@ -36,15 +36,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with a packed weight."""
     if type(weight) is not SparseTensor or weight.transposed or type(input) is SparseTensor:
         raise needs_dense("F.linear with a packed tensor elsewhere than as the (out, in) weight")
-    return multiply(input, weight.packed, bias)
+    return multiply(input, weight, bias)
 
 
 def _product(x: Any, weight: Any, bias: Tensor | None, operation: str) -> Tensor:
     """`x @ weight (+ bias)` for a weight seen as `(in, out)`."""
     if type(weight) is SparseTensor and weight.transposed and type(x) is not SparseTensor:
-        return multiply(x, weight.packed, bias)
+        return multiply(x, weight, bias)
     if type(x) is SparseTensor and not x.transposed and type(weight) is not SparseTensor and weight.dim() == 2:
-        result = multiply(weight.T, x.packed, None).T
+        result = multiply(weight.T, x, None).T
         return result if bias is None else result + bias
     raise needs_dense(f"{operation} with a packed tensor as {_sides(x, weight)}")
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core import ModelError
 from ..models import MASK
 from ..nn import SparseTensor
-from .masked_weights import MaskedWeight, masked_weights
+from .masked_weights import MaskedWeight, MaskStamp, masked_weights
 
 if TYPE_CHECKING:
     GradBucket = Any
@@ -64,7 +64,7 @@ class KeptGradients:
         require_same_everywhere("Masks", (weight.kept for weight in self._weights.values()), self.group)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.traffic: dict[str, GradientTraffic] = {}
-        self._places: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._places: dict[int, tuple[MaskStamp, Tensor]] = {}
 
     @property
     def sent_bytes(self) -> int:
@@ -98,11 +98,9 @@ class KeptGradients:
         return found
 
     def _kept_places(self, weight: MaskedWeight) -> Tensor:
-        mask = weight.holders[0]._buffers[MASK]
-        assert mask is not None
-        version = -1 if mask.is_inference() else mask._version
+        stamp = weight.stamp()
         known = self._places.get(id(weight))
-        if known is None or known[0] is not mask or known[1] != version or version < 0:
+        if known is None or not known[0].same(stamp):
             # Buckets hold a gradient in the memory order of its parameter (channels-last for instance) if that has no
             # gaps, else row by row; the shapes that `bucket.gradients()` shows are row by row always.
             ordered = torch.empty_like(weight.parameter, dtype=torch.bool, requires_grad=False)
@@ -110,9 +108,9 @@ class KeptGradients:
                 ordered = torch.empty(weight.parameter.shape, dtype=torch.bool, device=weight.parameter.device)
             ordered.copy_(weight.kept)
             places = ordered.as_strided((ordered.numel(),), (1,)).nonzero().flatten()
-            known = (mask, version, places)
+            known = (stamp, places)
             self._places[id(weight)] = known
-        return known[2]
+        return known[1]
 
 
 def kept_gradients_hook(state: KeptGradients, bucket: GradBucket) -> Future[Tensor]:

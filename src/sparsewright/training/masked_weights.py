@@ -48,6 +48,28 @@ def zero_dropped_(tensor: Tensor, kept: Tensor) -> None:
 
 @final
 @dataclass(frozen=True, eq=False)
+class MaskStamp:
+    """Mask buffers and how often each has been written to.
+
+    Attributes:
+        masks: the buffers themselves; held, so that no other tensor can take their place in memory.
+        versions: torch's own counters; -1 where torch does not count (inference tensors).
+    """
+
+    masks: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    def same(self, other: "MaskStamp") -> bool:
+        """Whether nothing has changed; False where that is not known."""
+        return (
+            self.versions == other.versions
+            and -1 not in self.versions
+            and all(ours is theirs for ours, theirs in zip(self.masks, other.masks))
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class MaskedWeight:
     """One parameter and what must stay zero in it. The mask buffer is looked up anew every time, so that masks which
     are replaced, loaded or moved count at once.
@@ -61,33 +83,33 @@ class MaskedWeight:
     name: str
     parameter: nn.Parameter
     holders: tuple[nn.Module, ...]
-    _shards: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict, repr=False)
+    _shard: list[tuple["MaskStamp", Tensor]] = field(default_factory=list, repr=False)
 
     @property
     def kept(self) -> Tensor:
         """Bool, shape of the parameter (of this process's part, if sharded), True = keep; what all holders keep."""
-        kept = self._kept_by(0)
-        for number in range(1, len(self.holders)):
-            kept = kept & self._kept_by(number)
-        return kept
+        if not is_distributed(self.parameter):
+            return self._whole()
+        stamp = self.stamp()
+        if not self._shard or not self._shard[0][0].same(stamp):
+            self._shard[:] = [(stamp, _shard_like(self._whole(), self.parameter))]
+        return self._shard[0][1]
 
     @property
     def dropped(self) -> Tensor:
         """The opposite of `kept`: True = must be zero."""
         return ~self.kept
 
-    def _kept_by(self, number: int) -> Tensor:
-        mask = mask_as_stored(self.name, self.parameter, self.holders[number])
-        if not is_distributed(self.parameter):
-            return mask
-        buffer = self.holders[number]._buffers[MASK]
-        assert buffer is not None
-        version = -1 if buffer.is_inference() else buffer._version
-        known = self._shards.get(number)
-        if known is None or known[0] is not buffer or known[1] != version or version < 0:
-            known = (buffer, version, _shard_like(mask, self.parameter))
-            self._shards[number] = known
-        return known[2]
+    def _whole(self) -> Tensor:
+        kept, *others = (mask_as_stored(self.name, self.parameter, holder) for holder in self.holders)
+        for other in others:
+            kept = kept & other
+        return kept
+
+    def stamp(self) -> "MaskStamp":
+        """Which masks count now, for whoever keeps something made from them."""
+        found = [mask for holder in self.holders if (mask := holder._buffers.get(MASK)) is not None]
+        return MaskStamp(tuple(found), tuple(-1 if mask.is_inference() else mask._version for mask in found))
 
     def clear_gradient(self) -> None:
         """Put zeros into the gradient, so that norms do not count it and moments do not grow behind the mask."""
