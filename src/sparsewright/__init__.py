@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .bundle import inspect, load, save, verify
+from .bundle import inspect, load, register_transformers, save, verify
 from .core import (
     BudgetError,
     BundleError,
@@ -30,7 +30,7 @@ from .models import Data, load_model, sparsify_
 from .nn import SparseTensor, dispatch_report, masks, train_packed_
 from .search import Budget, SearchResult, search
 from .solvers import solve_mask
-from .training import recover
+from .training import keep_masks_, recover
 
 if TYPE_CHECKING:
     from .pipeline import load_recipe as load_recipe
@@ -68,6 +68,7 @@ __all__ = [
     "dispatch_report",
     "doctor",
     "inspect",
+    "keep_masks_",
     "linear",
     "load",
     "load_model",
@@ -79,6 +80,7 @@ __all__ = [
     "parse_pattern",
     "profile",
     "recover",
+    "register_transformers",
     "run",
     "save",
     "search",

@@ -75,5 +75,5 @@ def test_rows_that_choose_alone_get_this_layout_and_rows_that_share_get_int8_unl
     assert pack(weight, mask, pattern="2:4", value_dtype=torch.int8).layout == "int8_weights"
     assert pack(weight, mask, pattern="2:4x4", value_dtype=torch.int8).layout == "int8"
     assert which(packed_weight("2:4x4", 8, 16, torch.int8, "int8_weights"), 20) == "token_lane"
-    with pytest.raises(LayoutError, match="holds torch.int8 values, not torch.float32"):
+    with pytest.raises(LayoutError, match=r"holds torch\.int8 values, not torch\.float32"):
         pack(weight, mask, "int8_weights", "2:4", torch.float32)

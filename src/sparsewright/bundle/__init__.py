@@ -5,6 +5,7 @@ from .load import load
 from .manifest import Level, Manifest, ModelSource, PackedLayer, read_manifest
 from .reader import BundleReader
 from .save import save
+from .transformers import register_transformers
 from .verification import VerifyReport, verify
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "inspect",
     "load",
     "read_manifest",
+    "register_transformers",
     "save",
     "verify",
 ]

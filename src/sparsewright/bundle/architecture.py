@@ -78,7 +78,7 @@ def _plain_config(config: Mapping[str, Any], known: set[str]) -> dict[str, Any] 
     """Settings that may stand in a file; None where one of them would fetch something."""
     plain: dict[str, Any] = {}
     for key, value in config.items():
-        if key in _FETCHING and value:
+        if key in _FETCHING and value and not _is_ours(value):
             return None
         if key.startswith("_") or key in _FETCHING or key not in known or "implementation" in key:
             continue
@@ -86,6 +86,11 @@ def _plain_config(config: Mapping[str, Any], known: set[str]) -> dict[str, Any] 
             value = str(value).removeprefix("torch.")
         plain[key] = require_plain(_text_keys(value), f"config.{key}")
     return plain
+
+
+def _is_ours(value: Any) -> bool:
+    """What `register_transformers` puts into a config: the bundle says all of it in its own words."""
+    return isinstance(value, Mapping) and value.get("quant_method") == "sparsewright"
 
 
 def _text_keys(value: Any) -> Any:

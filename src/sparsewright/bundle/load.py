@@ -16,7 +16,7 @@ from .architecture import build, require_same
 from .header import DTYPES
 from .manifest import Level, PackedLayer
 from .reader import BundleReader
-from .state import wanted_shapes, weight_name
+from .state import layer_of, wanted_shapes, weight_name
 
 # Up to here the sha256 check costs less than a tenth of a second or so; larger files are checked on request.
 _CHECKED_BYTES = 256 * 1024 * 1024
@@ -83,6 +83,8 @@ def _read(reader: BundleReader, level: Level, model: nn.Module) -> tuple[dict[st
             found[name] = as_parameter(SparseTensor(own, record.view == "transposed", DTYPES[record.dtype]))
     for name, goal in reader.manifest.aliases.items():
         found[name] = found[goal]
+        if (shared := layer_of(goal)) in masks:
+            masks[layer_of(name)] = masks[shared]
     return found, masks
 
 

@@ -303,11 +303,12 @@ def _level(data: Any) -> Level:
     row = _mapping(data, "level")
     _only(row, {"name", "plan", "quality", "cost"}, "field 'level'")
     name = _matching(row["name"], _LEVEL, "name of a level")
-    layers = {layer: _packed_layer(layer, record) for layer, record in _mapping(row["plan"], "plan").items()}
+    layers = {layer: read_packed_layer(layer, record) for layer, record in _mapping(row["plan"], "plan").items()}
     return Level(name, layers, require_plain(row["quality"], "quality"), require_plain(row["cost"], "cost"))
 
 
-def _packed_layer(name: str, data: Any) -> PackedLayer:
+def read_packed_layer(name: str, data: Any) -> PackedLayer:
+    """Read what `PackedLayer.to_data` wrote, trusting nothing; raises BundleError."""
     row = _mapping(data, name)
     known = {"pattern", "layout", "value_dtype", "dtype", "shape", "planes"}
     _only(row, known, f"layer {name!r}", frozenset({"view", "parameter_shape", "run_dtype"}))

@@ -59,6 +59,11 @@ def weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
+def layer_of(name: str) -> str:
+    """Layer whose weight has this state name; the opposite of `weight_name`."""
+    return name.removesuffix("weight").removesuffix(".")
+
+
 def is_mask(name: str) -> bool:
     """Whether a state name is that of a mask buffer."""
     return name.rpartition(".")[2] == MASK
@@ -100,7 +105,7 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
             state.aliases[name] = seen[key]
             continue
         seen[key] = name
-        layer = name.removesuffix("weight").removesuffix(".")
+        layer = layer_of(name)
         if isinstance(value, SparseTensor):
             state.layers[layer] = _of_packed(layer, value)
         elif name in masked:

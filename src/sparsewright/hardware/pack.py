@@ -95,9 +95,19 @@ def pack_(
         _prepare(machine, [(ref.shape, layer) for ref, _, layer in work if ref.runs_packed], counts)
     # All new weights first, so that an error leaves the model as it was.
     made = [_make(ref, mask, layer, machine, counts) for ref, mask, layer in work]
-    for (ref, _, _), (_, replacement) in zip(work, made):
-        _install(ref, replacement)
+    owners: dict[int, tuple[LayerRef, Tensor | None, Replacement]] = {}
+    for (ref, mask, _), (_, replacement) in zip(work, made):
+        # Layers that shared one weight, seen and masked alike, go on sharing it.
+        first = owners.setdefault(id(ref.module._parameters["weight"]), (ref, mask, replacement))
+        same = first[0].kind == ref.kind and _same_mask(first[1], mask) and first[2] is not None
+        _install(ref, first[2] if same else replacement)
     return [row for row, _ in made]
+
+
+def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
 
 
 def _with_pattern(
@@ -157,7 +167,7 @@ def _make(
         ref.name, ref.shape, str(layer.pattern), packed.layout, layer.value_dtype, True, ratio, packed.size_bytes
     )
     seen = weight.dtype if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
-    return row, SparseTensor(packed, transposed=ref.kind == "transposed", dtype=seen)
+    return row, as_parameter(SparseTensor(packed, transposed=ref.kind == "transposed", dtype=seen))
 
 
 def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> PackedLayer:
@@ -167,5 +177,5 @@ def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> 
 
 def _install(ref: LayerRef, replacement: Replacement) -> None:
     if replacement is not None:
-        ref.module._parameters["weight"] = as_parameter(replacement)  # type: ignore[assignment]
+        ref.module._parameters["weight"] = replacement  # type: ignore[assignment]
         ref.module._buffers.pop(_MASK, None)

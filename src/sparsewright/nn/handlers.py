@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import KernelError
-from ..kernels import linear as multiply_frozen
 from ..layouts import PackedWeight
 from .arithmetic import same_places
+from .lower_precision import multiply as multiply_frozen
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
 from .trainable import train_product
 
@@ -37,7 +37,7 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     """`x @ W.T + bias`; autograd reaches the weight where it trains."""
     if weight.requires_grad and torch.is_grad_enabled():
         return train_product(x, weight, bias)
-    return multiply_frozen(x, weight.packed, bias)
+    return multiply_frozen(x, weight, bias)
 
 
 @_serves(FUNCTIONS, F.linear)

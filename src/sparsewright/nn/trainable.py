@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import KernelError, ModelError
+from ..kernels.sparse_linear.autocast import as_float32
 from ..kernels.sparse_linear.library import library
 from ..kernels.sparse_linear.op import check_call
 from ..kernels.sparse_linear.operand import kept_per_8
@@ -71,6 +72,8 @@ def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tenso
         raise KernelError(f"This packed weight requires a gradient but cannot train: {reason}, or freeze it.")
     packed = weight.packed
     out, in_ = packed.shape
+    if torch.is_autocast_enabled("cpu"):
+        x, bias = as_float32(x), as_float32(bias)
     check_call(x, in_, out, bias)
     values = torch.ops.sparsewright.kept_values(weight)
     index, pointers = packed.tensors["index"], packed.tensors["pointers"]

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ..core import DataError, ModelError, NumericError, RecipeError
 from ..models import Batch, as_batch, eval_mode
 from .checkpoint import Checkpoint, read_checkpoint, run_digest, write_checkpoint
+from .keep_masks import KeptMasks
 from .losses import AbstractDistillation, Answer, distillations
-from .masked_weights import MaskedWeight, masked_weights
+from .masked_weights import masked_weights
 
 TIMED_STEPS = 4
 
@@ -165,7 +166,7 @@ class Run:
     ) -> None:
         self.model, self.teacher, self.batches = model, teacher, batches
         self.distillation, self.blocks, self.settings = distillation, tuple(blocks), settings
-        self.masked: list[MaskedWeight] = masked_weights(model)
+        masked = masked_weights(model)
         self.trained = trained_parameters(model, settings.embeddings)
         self.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
         chosen = {id(parameter) for parameter in self.trained.values()}
@@ -175,6 +176,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
+        self.kept_masks = KeptMasks(masked, self.optimizer)
         self.step, self.total = 0, settings.steps or 0
         self.losses: list[float] = []
         self._order: tuple[int, list[int]] = (-1, [])
@@ -203,8 +205,6 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * schedule(self.step, self.total, self.settings.warmup)
         loss = self._backward(self._batch(self.step))
-        for weight in self.masked:
-            weight.clear()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
         if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
             raise NumericError(
@@ -213,8 +213,6 @@ class Run:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for weight in self.masked:
-            weight.clear()
         self.step += 1
         self.losses.append(loss)
         return loss
@@ -274,6 +272,7 @@ class Run:
 
     def close(self) -> None:
         """Give the parameters back as they came: trainable where they were, without gradients."""
+        self.kept_masks.remove()
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.frozen:
             parameter.requires_grad_(True)

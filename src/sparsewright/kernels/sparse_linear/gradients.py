@@ -12,6 +12,7 @@ from torch import Tensor
 from ..._native import Operand
 from ...core import KernelError, instruction_set
 from ...layouts.vector import block_columns
+from .autocast import register_autocast
 from .library import library
 from .operand import VALUE_CODES
 from .threads import worth_sharing
@@ -151,3 +152,5 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "sparsewright::linear_weight_grad", _weight_grad_backward, setup_context=_keep_weight_grad, lib=library
 )
+register_autocast(library, "linear_input_grad", activations=(0,), lowers=False)
+register_autocast(library, "linear_weight_grad", activations=(0, 1), lowers=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core import KernelError
 from ...layouts.int8 import unpack_operand
+from .autocast import register_autocast
 from .int8_operand import PLANES, make_int8_operand
 from .library import library
 from .op import check_call
@@ -111,3 +112,5 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "sparsewright::int8_linear_input_grad", _input_grad_backward, setup_context=_keep_for_double_backward, lib=library
 )
+register_autocast(library, "int8_linear", activations=(0, 6), lowers=True)
+register_autocast(library, "int8_linear_input_grad", activations=(0,), lowers=False)

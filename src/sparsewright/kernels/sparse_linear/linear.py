@@ -7,6 +7,7 @@ from torch.nn import Parameter, functional
 from ...layouts import PackedWeight
 from . import int8_op  # noqa: F401 (registers the operators)
 from .activations import CODES, Activation, apply_activation, check_activation
+from .autocast import as_float32
 from .dispatch import no_kernel, why_not
 from .int8_operand import PLANES
 from .op import check_call
@@ -20,20 +21,25 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
     token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
 
     Args:
-        x: `(..., in)` float32, any strides, any number of tokens.
+        x: `(..., in)` float32, any strides, any number of tokens; under `torch.autocast("cpu")` also bfloat16 or
+            float16.
         packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8_weights` (bytes, x as it is), `int8`
             (x is rounded to 7 bits from two tokens on, one range per token), or `masked` (dense on request).
         bias: `(out,)` float32, or None.
         activation: `relu`, `gelu` (its exact form) or `gelu_tanh`, applied to y while it is in the nearest cache.
 
     Returns:
-        `(..., out)` float32.
+        `(..., out)` float32; under autocast computed in float32 and then rounded to autocast's dtype.
 
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
     """
     if activation is not None:
         check_activation(activation)
+    if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
+        with torch.autocast("cpu", enabled=False):
+            y = linear(as_float32(x), packed, as_float32(bias), activation)
+        return y.to(torch.get_autocast_dtype("cpu"))
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         return apply_activation(_through_operator(x, packed, bias), activation)
     if packed.layout == "masked":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core import KernelError
+from .autocast import register_autocast
 from .gradients import weight_grad
 from .library import library
 from .operand import make_operand
@@ -84,3 +85,4 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 library.impl("linear", _linear_cpu, "CPU")
 torch.library.register_fake("sparsewright::linear", _linear_fake, lib=library)
 torch.library.register_autograd("sparsewright::linear", _linear_backward, setup_context=_keep_for_backward, lib=library)
+register_autocast(library, "linear", activations=(0, 4), lowers=True)

@@ -1,0 +1,52 @@
+"""Modules that were moved to float16 or bfloat16: the kernels multiply in float32, and the result is rounded once.
+
+So a model after `.half()` or `.bfloat16()` runs as it does in torch, at least as exactly, with 16-bit activations
+between its layers. bfloat16 values have no kernel of their own: they are widened once, at the first call.
+"""
+
+import weakref
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..kernels import linear as multiply_float32
+from ..layouts import PackedWeight
+from .sparse_tensor import SparseTensor, copy_packed
+
+_LOWER = (torch.float16, torch.bfloat16)
+_widened: "weakref.WeakKeyDictionary[PackedWeight, PackedWeight]" = weakref.WeakKeyDictionary()
+
+
+def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
+    """`x @ W.T + bias`, whichever way round the weight is seen.
+
+    Args:
+        x: `(..., in)` float32, or float16 or bfloat16 where the weight is seen as that.
+        weight: frozen.
+        bias: `(out,)` in the dtype of x, or None.
+
+    Returns:
+        `(..., out)` in the dtype of x; under autocast see `sparsewright.linear`.
+    """
+    if x.dtype not in _LOWER or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        return multiply_float32(x, weight.packed, bias)
+    if bias is not None and bias.dtype == x.dtype:
+        bias = bias.float()
+    return multiply_float32(x.float(), _runnable(weight.packed), bias).to(x.dtype)
+
+
+def _runnable(packed: PackedWeight) -> PackedWeight:
+    if packed.value_dtype != torch.bfloat16:
+        return packed
+    if torch.compiler.is_compiling():
+        return _widen(packed)
+    found = _widened.get(packed)
+    if found is None:
+        found = _widened[packed] = _widen(packed)
+    return found
+
+
+def _widen(packed: PackedWeight) -> PackedWeight:
+    wide = copy_packed(packed, lambda inner: inner.float() if inner.is_floating_point() else inner)
+    return replace(wide, value_dtype=torch.float32)

@@ -1,0 +1,90 @@
+"""A module that was moved to a 16-bit dtype takes and gives that dtype, computed in float32 and rounded once."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsewright.core import KernelError
+from sparsewright.layouts import pack
+from sparsewright.nn import SparseTensor, as_parameter
+
+LOWER = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+def layer(values: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    made = nn.Linear(64, 32)
+    mask = (torch.arange(64) % 4 < 2).expand(32, 64)
+    made.weight = as_parameter(SparseTensor(pack(made.weight.detach(), mask, pattern="2:4x4", value_dtype=values)))
+    return made
+
+
+@LOWER
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (5, 64), (2, 3, 64), (0, 64)])
+def test_the_result_is_rounded_once(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    moved = layer().to(dtype)
+    x = torch.randn(shape).to(dtype)
+    exact = F.linear(x.double(), moved.weight.dense().double(), moved.bias.double())
+    with torch.no_grad():
+        result = moved(x)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@LOWER
+def test_int8_values_keep_their_scales(dtype: torch.dtype) -> None:
+    single = layer(torch.int8)
+    moved = copy.deepcopy(single).to(dtype)
+    x = torch.randn(6, 64).to(dtype)
+    single.bias.data.copy_(moved.bias.float())
+    with torch.no_grad():
+        assert torch.equal(moved(x), single(x.float()).to(dtype))
+
+
+@LOWER
+def test_gradients_reach_x_and_bias_in_their_dtype(dtype: torch.dtype) -> None:
+    moved = layer().to(dtype)
+    x = torch.randn(4, 64).to(dtype).requires_grad_()
+    moved(x).sum().backward()
+    assert x.grad is not None
+    assert moved.bias.grad is not None
+    assert x.grad.dtype == moved.bias.grad.dtype == dtype
+    torch.testing.assert_close(x.grad[0], moved.weight.dense().float().sum(0).to(dtype), rtol=2e-2, atol=2e-2)
+
+
+def test_bfloat16_values_are_widened_once_and_forgotten_with_their_weight() -> None:
+    from sparsewright.nn.lower_precision import _widened
+
+    moved = layer().bfloat16()
+    held = len(_widened)
+    with torch.no_grad():
+        moved(torch.randn(2, 64).bfloat16())
+        first = _widened[moved.weight.packed]
+        moved(torch.randn(3, 64).bfloat16())
+    assert _widened[moved.weight.packed] is first
+    assert len(_widened) == held + 1
+    del moved, first
+    assert len(_widened) == held
+
+
+def test_dtypes_that_differ_are_told_as_torch_tells_them() -> None:
+    with torch.no_grad():
+        with pytest.raises(KernelError, match="compute in float32"):
+            layer()(torch.randn(2, 64).half())
+        with pytest.raises(KernelError, match="compute in float32"):
+            layer().half()(torch.randn(2, 64).bfloat16())
+        with pytest.raises(KernelError, match="float64"):
+            layer().double()(torch.randn(2, 64).double())
+
+
+@pytest.mark.slow
+@LOWER
+def test_a_compiled_module_takes_it_too(dtype: torch.dtype) -> None:
+    moved = layer().to(dtype)
+    compiled = torch.compile(moved, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 64).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), moved(x))

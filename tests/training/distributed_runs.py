@@ -1,0 +1,174 @@
+"""What each of two gloo processes does in the distributed tests; results go to files that the tests read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from sparsewright import keep_masks_, pack, sparsify_
+from sparsewright.core import KernelError, ModelError
+from sparsewright.nn import SparseTensor, as_parameter, masks, packed_parameters
+from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook
+
+STEPS = 20
+RULES = {"0": "50%", "3": "2:4x4", "5": "25%"}
+
+
+def make_model(channels_last: bool = False) -> nn.Sequential:
+    """A convolution and two linears, one of 63 rows that no two processes share evenly; masked, the same everywhere."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 63)
+    )
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    sparsify_(model, RULES)
+    return model
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    return torch.randn(8, 4, 4, 4, generator=generator), torch.randn(8, 63, generator=generator)
+
+
+def share(rank: int | None, tensor: Tensor) -> Tensor:
+    return tensor if rank is None else tensor.chunk(2)[rank]
+
+
+def train(network: nn.Module, owner: nn.Module, rank: int | None) -> None:
+    """Twenty clipped steps of AdamW on this process's share of each batch; all of it where `rank` is None."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.1)
+    kept = keep_masks_(owner, optimizer)
+    for step in range(STEPS):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.mse_loss(network(share(rank, x)), share(rank, y)).backward()
+        nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        for weight in kept.weights:
+            local: Any = weight.parameter.detach()
+            local = local.to_local() if hasattr(local, "to_local") else local
+            assert not local[weight.dropped].any()
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.full_tensor().detach() if hasattr(parameter, "full_tensor") else parameter.detach()
+        for name, parameter in model.named_parameters()
+        if not isinstance(parameter, SparseTensor)
+    }
+
+
+def data_parallel_runs(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, options in (("kept", {}), ("kept, viewed", {"gradient_as_bucket_view": True, "bucket_cap_mb": 0.01})):
+        model = make_model(channels_last=True)
+        wrapped, traffic = data_parallel(model, **options)
+        train(wrapped, model, rank)
+        rows = {key: (row.sent_bytes, row.dense_bytes) for key, row in traffic.traffic.items()}
+        found[name] = (whole_state(model), rows, (traffic.sent_bytes, traffic.dense_bytes))
+        traffic.reset()
+        assert traffic.sent_bytes == 0
+    model = make_model(channels_last=True)
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, wrapped, rank)
+    found["dense"] = whole_state(model)
+    # The hook alone, for those who wrap the model themselves.
+    model = make_model(channels_last=True)
+    wrapped = DistributedDataParallel(model)
+    state = KeptGradients(wrapped)
+    wrapped.register_comm_hook(state, kept_gradients_hook)
+    train(wrapped, wrapped, rank)
+    found["registered by hand"] = (whole_state(model), set(state.traffic))
+    return found
+
+
+def with_packed_first_linear() -> nn.Sequential:
+    model = make_model()
+    layer = model[3]
+    packed = pack(layer.weight.detach(), layer.weight_mask, pattern="2:4x4")
+    layer._parameters["weight"] = as_parameter(SparseTensor(packed))
+    del layer._buffers["weight_mask"]
+    return model
+
+
+def frozen_packed_runs(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    found: dict[str, Any] = {}
+    alone = with_packed_first_linear()
+    train(alone, alone, None)
+    found["alone"] = whole_state(alone)
+    model = with_packed_first_linear()
+    before = model[3].weight.dense()
+    wrapped, _ = data_parallel(model)
+    train(wrapped, model, rank)
+    found["ddp"] = whole_state(model)
+    found["untouched"] = torch.equal(model[3].weight.dense(), before)
+    mesh = init_device_mesh("cpu", (2,))
+    model = with_packed_first_linear()
+    try:
+        fully_shard(model, mesh=mesh)
+    except KernelError as error:
+        found["refused"] = str(error)
+    model = with_packed_first_linear()
+    fully_shard(model, mesh=mesh, ignored_params=packed_parameters(model))
+    train(model, model, rank)
+    found["fsdp"] = whole_state(model)
+    return found
+
+
+def sharded_run(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = make_model()
+    mesh = init_device_mesh("cpu", (2,))
+    for number in (3, 5):
+        fully_shard(model[number], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    train(model, model, rank)
+    return {"state": whole_state(model), "masks": {name: mask.clone() for name, mask in masks(model).items()}}
+
+
+def trained_packed() -> str:
+    model = with_packed_first_linear()
+    model[3].weight.requires_grad_(True)
+    try:
+        data_parallel(model)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def different_masks(rank: int) -> str:
+    model = make_model()
+    model[3]._buffers["weight_mask"] = model[3].weight_mask.roll(rank, 1)
+    try:
+        data_parallel(model)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def work(rank: int, folder: str) -> None:
+    """Everything one process does, in one start of Python, because that costs more than the runs."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    try:
+        results = {
+            "ddp": data_parallel_runs(rank),
+            "fsdp": sharded_run(rank),
+            "packed": frozen_packed_runs(rank),
+            "different": different_masks(rank),
+            "trained": trained_packed(),
+        }
+        torch.save(results, Path(folder) / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
