@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
+from ...core import NMG
 from ...layouts import PackedWeight
-from . import int8_op  # noqa: F401 (registers the operators)
+from . import int8_op, nmg_op  # noqa: F401 (registers the operators)
 from .dispatch import no_kernel, why_not
 from .int8_operand import PLANES
 from .op import check_call
@@ -21,7 +22,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     Args:
         x: `(..., in)` float32, any strides, any number of tokens.
         packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
-            tokens on, one range per token), or `masked` (dense on request).
+            tokens on, one range per token), `nmg` (as `vector`), or `masked` (dense on request).
         bias: `(out,)` float32, or None.
 
     Returns:
@@ -80,6 +81,12 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
             x, *(tensors[name] for name in PLANES), bias, packed.shape[0]
         )
         return rounded
+    if packed.layout == "nmg" and isinstance(packed.pattern, NMG) and not why_not(packed, 2)["nmg_lane"]:
+        check_call(x, packed.shape[1], packed.shape[0], bias)
+        grouped: Tensor = torch.ops.sparsewright.nmg_linear(
+            x, tensors["values"], tensors["index"], bias, packed.shape[0], packed.pattern.m
+        )
+        return grouped
     if packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
         raise no_kernel(why_not(packed, 2))
     check_call(x, packed.shape[1], packed.shape[0], bias)
