@@ -17,7 +17,8 @@ template <class Value> void run_part(void *context, int part) {
     const Range blocks = by_tokens ? Range{0, p.blocks} : share(p.blocks, p.threads, part);
     if (tokens.begin == tokens.end || blocks.begin == blocks.end) return;
     if (p.tokens == 1) {
-        NmgToken<Value>::run(p, blocks);
+        const auto call = [&]<int N>() { NmgToken<N % 5, Value>::run(p, blocks); };
+        with_count<5>(smaller<std::int64_t>(p.n, 5), call);
     } else {
         const auto call = [&]<int J>() { NmgLane<J, Value>::run(p, tokens, blocks); };
         with_count<most_places>(smaller<std::int64_t>(p.n, most_places), call);

@@ -97,11 +97,12 @@ __attribute__((noinline)) void accumulate_nmg(const NmgPass &pass, const float *
 
 template <int J, class Value> struct NmgLane {
     static constexpr int most_sums = registers == 32 ? 24 : 12;
-    static constexpr int most_vectors = J == 1 ? 8 : J == 2 ? (registers == 32 ? 8 : 6) : registers == 32 ? 4 : 12 / J;
-    // Row blocks side by side: at least 8 independent sums hide the latency of a multiply-add.
+    // More tokens at a time read the weights less often, but their panel must stay near.
+    static constexpr int most_vectors = registers == 32 ? (J == 3 ? 8 : 4) : J == 2 ? 6 : J == 4 ? 3 : 4;
+    // Row blocks side by side: independent sums hide the latency of a multiply-add.
     static constexpr int side_by_side(int nv) {
         const int fit = most_sums / (J * nv);
-        return fit >= 4 && J * nv < 4 ? 4 : fit >= 2 ? 2 : 1;
+        return J == 1 && fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
     }
 
     // Sizes of one call, and what is the same for all its tiles.
