@@ -51,7 +51,8 @@ def row_blocks(rows: Tensor, m: int, fill: float = 0.0) -> Tensor:
     """`(ceil(out / m), m, in)` view or copy of `(out, in)`; rows that fill up the last block hold `fill`."""
     if rows.shape[0] % m:
         rows = functional.pad(rows, (0, 0, 0, -rows.shape[0] % m), value=fill)
-    return rows.unflatten(0, (-1, m))
+    blocks: Tensor = rows.unflatten(0, (-1, m))
+    return blocks
 
 
 def assign_patterns(scores: Tensor, n: int, m: int, g: int) -> Tensor:
@@ -73,9 +74,7 @@ def assign_patterns(scores: Tensor, n: int, m: int, g: int) -> Tensor:
     chosen = torch.empty(blocks, in_, dtype=torch.int32)
     tiles = blocks * -(-in_ // (len(rows) * g))
     threads = max(1, min(torch.get_num_threads(), tiles // _TILES_PER_THREAD))
-    _native.grouped_nm(
-        held.data_ptr(), blocks, in_, n, m, g, len(rows), rows.data_ptr(), chosen.data_ptr(), threads
-    )
+    _native.grouped_nm(held.data_ptr(), blocks, in_, n, m, g, len(rows), rows.data_ptr(), chosen.data_ptr(), threads)
     return chosen
 
 

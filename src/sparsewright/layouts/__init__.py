@@ -2,13 +2,14 @@
 
 from . import bitmask, int8, masked, nmg, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
-from .packing import infer_pattern, pack
+from .packing import float_layout, infer_pattern, pack
 
 __all__ = [
     "VALUE_DTYPES",
     "AbstractLayout",
     "PackedWeight",
     "bitmask",
+    "float_layout",
     "infer_pattern",
     "int8",
     "layouts",

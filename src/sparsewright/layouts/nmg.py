@@ -87,8 +87,8 @@ def from_sten(values: Tensor, indices: Tensor, n: int, m: int, g: int, shape: Sh
     if bool((times != 1).any()):
         block, place = (int(i) for i in (times != 1).nonzero()[0])
         raise LayoutError(
-            f"Every column stands once in each row block, but column {place} stands {int(times[block, place])} times in "
-            f"block {block}. Check that indices belong to these values."
+            f"Every column stands once in each row block, but column {place} stands {int(times[block, place])} times "
+            f"in block {block}. Check that indices belong to these values."
         )
     require_finite(kept, "values of an n:m:g weight")
     if bool((_beyond(chosen, sizes, kept.device) & (kept != 0)).any()):

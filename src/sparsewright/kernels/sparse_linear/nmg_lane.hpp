@@ -196,24 +196,41 @@ template <int J, class Value> struct NmgLane {
     }
 
     template <int NV>
-    void tile(std::int64_t token, std::int64_t tokens, Range blocks_of, std::int64_t passes, float *panel, float *sums,
-              float *stage) const {
+    void tile(std::int64_t token, std::int64_t tokens, std::int64_t next_tokens, Range blocks_of, std::int64_t passes,
+              float *panel, float *sums, float *stage) const {
         constexpr int M = side_by_side(NV), width = NV * lanes;
         const float *x = p.x + token * p.x_stride;
         const std::int64_t step = step_blocks();
         for (std::int64_t pass = 0; pass < passes; ++pass) {
             const Range chunks = share(p.chunks, passes, pass);
             fill_panel<NV>(x, p.x_stride, tokens, chunks.begin * slots, smaller(chunks.end * slots, p.in), panel);
+            const bool last = pass + 1 == passes;
+            const Range next = share(p.chunks, passes, last ? 0 : pass + 1);
+            Ahead x_ahead{x + next.begin * slots + (last ? tokens * p.x_stride : 0), p.x_stride,
+                          last ? next_tokens : tokens, smaller(next.end * slots, p.in) - next.begin * slots};
+            const std::int64_t x_lines = divide_up(x_ahead.lines() * M, blocks_of.end - blocks_of.begin);
+            const auto y_of = [&](std::int64_t begin) -> Ahead {
+                const std::int64_t end = smaller(begin + step, blocks_of.end);
+                if (!last || begin >= end) return {};
+                return {p.y + token * p.out + begin * p.m, p.out, tokens, smaller(end * p.m, p.out) - begin * p.m};
+            };
+            // y of some rows is fetched while the rows before them are summed up.
+            y_of(blocks_of.begin).template fetch<true>(INT64_MAX);
             for (std::int64_t begin = blocks_of.begin; begin < blocks_of.end; begin += step) {
                 const std::int64_t end = smaller(begin + step, blocks_of.end);
+                Ahead y_ahead = y_of(end);
+                const std::int64_t y_lines = divide_up(y_ahead.lines() * M, end - begin);
                 float *rows = passes == 1 ? sums : sums + (begin - blocks_of.begin) * p.m * width;
                 if (pass == 0) std::memset(rows, 0, (end - begin) * p.m * width * sizeof(float));
                 std::int64_t b = begin;
-                for (; b + M <= end; b += M)
+                for (; b + M <= end; b += M) {
+                    x_ahead.template fetch<false>(x_lines);
+                    y_ahead.template fetch<true>(y_lines);
                     blocks<M, NV>(b, chunks, panel, rows + (b - begin) * p.m * width, stage);
+                }
                 if constexpr (M > 1)
                     for (; b < end; ++b) blocks<1, NV>(b, chunks, panel, rows + (b - begin) * p.m * width, stage);
-                if (pass + 1 == passes)
+                if (last)
                     write_rows<NV>(rows, p.bias, begin * p.m, smaller(end * p.m, p.out), p.y + token * p.out, p.out,
                                    tokens);
             }
@@ -248,8 +265,10 @@ template <int J, class Value> struct NmgLane {
                 const Range tile_of = share(count, tiles, i);
                 const std::int64_t token = (vectors.begin + tile_of.begin) * lanes;
                 const std::int64_t tokens = smaller((vectors.begin + tile_of.end) * lanes, p.tokens) - token;
+                const std::int64_t rest = smaller(vectors.end * lanes, p.tokens) - token - tokens;
+                const std::int64_t next = smaller(rest, width);
                 const auto call = [&]<int NV>() {
-                    lane.template tile<NV>(token, tokens, some, passes, panel, sums, staged);
+                    lane.template tile<NV>(token, tokens, next, some, passes, panel, sums, staged);
                 };
                 with_count<most_vectors>(tile_of.end - tile_of.begin, call);
             }

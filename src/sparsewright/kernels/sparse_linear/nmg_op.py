@@ -26,8 +26,8 @@ def _linear_cpu(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, o
     sizes_agree = -(-out // m) == blocks and -(-in_ // (patterns * g)) == chunks and math.comb(m, n) == patterns
     if not sizes_agree or tuple(index.shape) != (chunks, blocks, patterns, g, 1) or index.dtype != torch.int16:
         raise KernelError(
-            f"The n:m:g operand has values {tuple(values.shape)} and index {tuple(index.shape)} of {index.dtype}; it is "
-            f"not the operand of {out} outputs in blocks of {m} and {in_} inputs."
+            f"The n:m:g operand has values {tuple(values.shape)} and index {tuple(index.shape)} of {index.dtype}; it "
+            f"is not the operand of {out} outputs in blocks of {m} and {in_} inputs."
         )
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
