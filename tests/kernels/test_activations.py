@@ -22,8 +22,10 @@ def random_input(*shape):
 
 @pytest.mark.parametrize("activation", EXACT)
 @pytest.mark.parametrize("layout,value_dtype", VALUES, ids=["float32", "float16", "int8"])
-@pytest.mark.parametrize("pattern", ["2:4x4", "16x1@30%", "8x1@20%"])
+@pytest.mark.parametrize("pattern", ["2:4x4", "16x1@30%", "8x1@20%", "2:4"])
 def test_results_are_those_of_torch_after_the_product(packed_weight, pattern, layout, value_dtype, activation):
+    if pattern == "2:4":
+        layout = "int8_weights" if layout == "int8" else layout
     packed = packed_weight(pattern, 83, 300, value_dtype, layout)
     bias = random_input(83)
     for tokens in (1, 2, 7, 33, 130):
@@ -43,6 +45,15 @@ def test_every_kernel_activates_each_output_once_however_many_panels_it_takes(pa
         torch.testing.assert_close(linear(x, packed, None, activation).double(), truth, rtol=0, atol=TOLERANCE)
     finally:
         set_dispatch_table(None)
+
+
+@pytest.mark.parametrize("activation", EXACT)
+def test_the_n_m_g_kernel_activates_too(packed_weight, activation):
+    packed = packed_weight("3:6:4", 84, 320, layout="nmg")
+    for tokens in (1, 3, 40):
+        x = random_input(tokens, 320)
+        truth = EXACT[activation](linear(x, packed).double())
+        torch.testing.assert_close(linear(x, packed, None, activation).double(), truth, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("activation", EXACT)

@@ -42,5 +42,26 @@ class Int8Operand:
         self, x: int, x_stride: int, tokens: int, bias: int, y: int, threads: int, activation: int = 0
     ) -> None: ...
 
+class NmgOperand:
+    def __init__(
+        self,
+        values: int,
+        half_values: bool,
+        index: int,
+        rows: int,
+        out: int,
+        in_: int,
+        n: int,
+        m: int,
+        g: int,
+        patterns: int,
+    ) -> None: ...
+    def linear(
+        self, x: int, x_stride: int, tokens: int, bias: int, y: int, threads: int, activation: int = 0
+    ) -> None: ...
+
+def grouped_nm(
+    scores: int, blocks: int, in_: int, n: int, m: int, g: int, patterns: int, rows: int, chosen: int, threads: int
+) -> None: ...
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...

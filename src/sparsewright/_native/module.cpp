@@ -15,6 +15,7 @@
 
 #include "../kernels/sparse_linear/int8_problem.hpp"
 #include "../kernels/sparse_linear/problem.hpp"
+#include "nmg_module.hpp"
 
 namespace nb = nanobind;
 using namespace sparsewright;
@@ -26,6 +27,8 @@ struct InstructionSet {
     bool (*runs_here)();
     LinearFunction linear;
     Int8Function int8_linear;
+    NmgFunction nmg_linear;
+    GroupedFunction grouped_nm;
 };
 
 #if defined(SPARSEWRIGHT_X86)
@@ -44,13 +47,17 @@ bool has_avx512() {
 const InstructionSet sets[] = {
 #if defined(SPARSEWRIGHT_X86)
     {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); },
-     sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512_vnni},
-    {"avx512", has_avx512, sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512},
+     sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512_vnni, sparsewright_nmg_linear_avx512,
+     sparsewright_grouped_nm_avx512},
+    {"avx512", has_avx512, sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512,
+     sparsewright_nmg_linear_avx512, sparsewright_grouped_nm_avx512},
     {"avx_vnni", [] { return has_avx2() && __builtin_cpu_supports("avxvnni"); }, sparsewright_sparse_linear_avx2,
-     sparsewright_int8_linear_avx_vnni},
-    {"avx2", has_avx2, sparsewright_sparse_linear_avx2, sparsewright_int8_linear_avx2},
+     sparsewright_int8_linear_avx_vnni, sparsewright_nmg_linear_avx2, sparsewright_grouped_nm_avx2},
+    {"avx2", has_avx2, sparsewright_sparse_linear_avx2, sparsewright_int8_linear_avx2, sparsewright_nmg_linear_avx2,
+     sparsewright_grouped_nm_avx2},
 #endif
-    {"scalar", [] { return true; }, sparsewright_sparse_linear_portable, sparsewright_int8_linear_portable},
+    {"scalar", [] { return true; }, sparsewright_sparse_linear_portable, sparsewright_int8_linear_portable,
+     sparsewright_nmg_linear_portable, sparsewright_grouped_nm_portable},
 };
 
 // The best set that this processor runs, or a lower one that SPARSEWRIGHT_ISA names.
@@ -260,4 +267,6 @@ NB_MODULE(_core, m) {
         .def("linear", &Int8Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
              nb::arg("y"), nb::arg("threads"), nb::arg("activation") = 0,
              nb::call_guard<nb::gil_scoped_release>());
+    add_nmg(m, {[] { return current().nmg_linear; }, [] { return current().grouped_nm; },
+                cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 * 1024), cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 * 1024)});
 }

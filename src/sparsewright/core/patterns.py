@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import PatternError
+from .grouped import MOST_PATTERNS, assign_patterns, mask_of_patterns, row_blocks
 
 Shape = tuple[int, int]
 
@@ -270,7 +271,8 @@ class NMG(AbstractPattern):
     """STen's n:m:g: in every block of `m` consecutive outputs each column keeps `n`; within a chunk of
     C(m, n) * g columns each of the C(m, n) patterns is used by exactly `g` columns.
 
-    Source: STen, arXiv:2304.07613. The last chunk may be short; then each pattern is used by at most `g` columns.
+    Source: STen, arXiv:2304.07613. The last chunk may be short; then each pattern is used by at most `g` columns. The
+    last block may be short; then the rule holds for the weight filled up with rows of zeros.
     """
 
     n: int
@@ -281,6 +283,10 @@ class NMG(AbstractPattern):
         _check_n_of_m(self.n, self.m)
         if self.g < 1:
             raise PatternError(f"n:m:g needs g >= 1 columns per pattern, got g = {self.g}.")
+        if math.comb(self.m, self.n) > MOST_PATTERNS:
+            raise PatternError(
+                f"{self} has {math.comb(self.m, self.n)} patterns; at most {MOST_PATTERNS}. Choose a smaller m."
+            )
         if self.chunk > 65536:
             raise PatternError(f"{self} has {self.chunk} columns in a chunk; at most 65536. Choose smaller m or g.")
 
@@ -294,33 +300,26 @@ class NMG(AbstractPattern):
         return math.comb(self.m, self.n) * self.g
 
     def index_bits(self, in_: int) -> float:
-        return math.ceil(math.log2(max(2, self.chunk))) / self.m
+        """The number of a column's pattern."""
+        return math.ceil(math.log2(math.comb(self.m, self.n))) / self.m
 
     def why_not(self, shape: Shape) -> list[str]:
-        if shape[0] % self.m == 0:
-            return []
-        return [f"the output dimension must be a multiple of {self.m}, got {shape[0]}"]
+        return []
 
     def check_mask(self, mask: Tensor) -> list[str]:
-        reasons = self.why_not((mask.shape[0], mask.shape[1]))
-        if reasons:
-            return reasons
-        blocks = mask.unflatten(0, (-1, self.m))
-        reasons = _over_n(blocks.sum(1), self.n, 1, self.m)
-        weights = 2 ** torch.arange(self.m, dtype=torch.int64) if self.m < 63 else None
-        if reasons or weights is None:
-            return reasons
-        codes = (blocks.to(torch.int64) * weights[None, :, None]).sum(1)
-        full = blocks.sum(1) == self.n
-        for block in range(codes.shape[0]):
-            for start in range(0, codes.shape[1], self.chunk):
-                used = codes[block, start : start + self.chunk][full[block, start : start + self.chunk]]
-                counts = used.unique(return_counts=True)[1]
-                if len(counts) and int(counts.max()) > self.g:
-                    return [
-                        f"output block {block}, columns from {start}: one pattern serves more than {self.g} columns"
-                    ]
-        return []
+        blocks = row_blocks(mask.to("cpu"), self.m)
+        over = (blocks.sum(1) > self.n).nonzero()
+        if len(over):
+            block, column = (int(i) for i in over[0])
+            return [f"output block {block}, column {column} keeps more than {self.n} of {self.m}"]
+        # What is kept has as many patterns to itself as can be had, so one column left over breaks the rule.
+        chosen = assign_patterns(blocks, self.n, self.m, self.g)
+        missed = (blocks.flatten(0, 1) & ~mask_of_patterns(chosen, self.n, self.m, blocks.shape[0] * self.m)).nonzero()
+        if not len(missed):
+            return []
+        row, column = (int(i) for i in missed[0])
+        start = column // self.chunk * self.chunk
+        return [f"output block {row // self.m}, columns from {start}: one pattern serves more than {self.g} columns"]
 
     def _inside(self, other: AbstractPattern) -> bool:
         if isinstance(other, NMG):

@@ -1,19 +1,21 @@
 """Floor 2: how a masked weight is stored. One file per layout; importing this package registers them all."""
 
-from . import bitmask, int8, int8_weights, masked, vector
+from . import bitmask, int8, int8_weights, masked, nmg, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
-from .packing import infer_pattern, pack
+from .packing import float_layout, infer_pattern, pack
 
 __all__ = [
     "VALUE_DTYPES",
     "AbstractLayout",
     "PackedWeight",
     "bitmask",
+    "float_layout",
     "infer_pattern",
     "int8",
     "int8_weights",
     "layouts",
     "masked",
+    "nmg",
     "pack",
     "storage_bytes",
     "vector",

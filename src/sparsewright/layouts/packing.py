@@ -7,7 +7,7 @@ from ..core import AbstractPattern, Block, Dense, LayoutError, Unstructured, par
 from .base import VALUE_DTYPES, PackedWeight, layouts
 
 # What `auto` tries, best first; of floating values the last one takes every weight.
-AUTO_ORDER = ("vector", "int8", "int8_weights", "masked")
+AUTO_ORDER = ("nmg", "vector", "int8", "int8_weights", "masked")
 # Row groups that kernels know; `infer_pattern` looks for the widest one that the mask obeys.
 SHARING_GROUPS = (16, 8, 4, 2)
 
@@ -24,7 +24,8 @@ def pack(
     Args:
         weight: `(out, in)`, floating point, finite.
         mask: `(out, in)` bool, True = keep.
-        layout: a registered layout, or `auto`: `vector` where it fits, else `masked`; `int8` for int8 values.
+        layout: a registered layout, or `auto`: `nmg` for n:m:g, else `vector` where it fits, else `masked`;
+            `int8` for int8 values.
         pattern: the rule that the mask obeys; None reads it off the mask (`infer_pattern`).
         value_dtype: float32, float16, bfloat16 or int8 (one scale per row); None keeps the weight's (float64 becomes
             float32), or int8 for the layout `int8`.
@@ -81,6 +82,11 @@ def infer_pattern(mask: Tensor) -> AbstractPattern:
         if 0 < fullest < in_ and torch.equal(mask, mask[leaders]):
             return Block(group, 1, fullest / in_)
     return Unstructured(max(1, int(mask.sum())) / mask.numel()) if mask.numel() > 1 else Dense()
+
+
+def float_layout(pattern: AbstractPattern, shape: tuple[int, int]) -> str:
+    """The layout that multiplies floating values of a pattern fastest: `nmg` where it stores it, else `vector`."""
+    return "vector" if layouts.get("nmg").why_not(pattern, shape) else "nmg"
 
 
 def _check_pair(weight: Tensor, mask: Tensor) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..hardware import this_machine
+from ..layouts import float_layout
 from ..search import Choice, CostTable
 from .costs import device_rows
 from .deliver import final_judgement
@@ -107,6 +108,12 @@ def _sensitivity_rows(search: PlanSearch) -> list[dict[str, Any]]:
     ]
 
 
+def _layout(choice: Choice, shape: tuple[int, int]) -> str:
+    if choice.value_dtype == "int8":
+        return "int8"
+    return "" if choice.is_dense else float_layout(choice.pattern, shape)
+
+
 def _layer_rows(session: Session, search: PlanSearch, settled: Settled) -> list[dict[str, Any]]:
     table = search.table
     label = table.labels[0]
@@ -126,7 +133,7 @@ def _layer_rows(session: Session, search: PlanSearch, settled: Settled) -> list[
             {
                 **row,
                 "pattern": str(choice.pattern),
-                "layout": "int8" if choice.value_dtype == "int8" else "" if choice.is_dense else "vector",
+                "layout": _layout(choice, layer.shape),
                 "value_dtype": choice.value_dtype,
                 "sparsifier": plan.sparsifier or session.recipe.sparsify.method if not choice.is_dense else None,
                 "density": choice.pattern.density,

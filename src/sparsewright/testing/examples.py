@@ -2,6 +2,7 @@
 
 import functools
 import math
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -52,9 +53,21 @@ def kept_exactly(pattern: AbstractPattern, shape: Shape) -> int:
             return pattern.kept_weights(shape)
         case Block():
             return out * pattern.kept_blocks(in_) * pattern.columns
-        case NM() | Transposable() | NMG():
+        case NM() | Transposable():
             return out * in_ // pattern.m * pattern.n
+        case NMG():
+            return out // pattern.m * pattern.n * in_ + _kept_in_short_block(pattern, out % pattern.m, in_)
     raise AssertionError(f"The contract suites do not know patterns such as {pattern}.")
+
+
+def _kept_in_short_block(pattern: NMG, rows: int, in_: int) -> int:
+    """What the columns can keep of a last block of fewer rows: those patterns first that have most of them."""
+    found = sorted(
+        (sum(row < rows for row in kept) for kept in combinations(range(pattern.m), pattern.n)), reverse=True
+    )
+    slots = [count for count in found for _ in range(pattern.g)]
+    whole, rest = divmod(in_, pattern.chunk)
+    return whole * sum(slots) + sum(slots[:rest])
 
 
 def row_unit(pattern: AbstractPattern) -> int | None:

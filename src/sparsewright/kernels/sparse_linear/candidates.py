@@ -6,6 +6,7 @@
 | `row_lane` | vectors of output rows | groups of 4, 8, 16 rows; 2 tokens or more |
 | `token_lane` | vectors of tokens, weights broadcast | every group; 2 tokens or more |
 | `int8_lane` | vectors of tokens, four bytes to a multiplication | the layout `int8`, dense rows included |
+| `nmg_lane` | vectors of tokens, sums of a pattern's rows kept over its columns | the layout `nmg` |
 | `masked_dense` | torch's dense linear on a weight with zeros | the layout `masked`, asked for by name |
 """
 
@@ -121,6 +122,24 @@ class Int8Lane(AbstractCandidate):
 
 
 @final
+class NmgLane(AbstractCandidate):
+    """n:m:g: weights and columns read in order, one row of sums exchanged from pattern to pattern."""
+
+    name = "nmg_lane"
+    layouts = ("nmg",)
+
+    def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
+        reasons = self._why_not_layout(packed)
+        if reasons:
+            return reasons
+        if packed.value_dtype not in (torch.float32, torch.float16):
+            reasons.append(f"it multiplies float32 and float16 values, the weight has {packed.value_dtype}")
+        if packed.device.type != "cpu":
+            reasons.append(f"it runs on the CPU, the weight is on {packed.device}")
+        return reasons
+
+
+@final
 class MaskedDense(AbstractCandidate):
     """torch's dense linear: no faster than dense, chosen by choosing the layout `masked`."""
 
@@ -132,4 +151,4 @@ class MaskedDense(AbstractCandidate):
 
 
 NATIVE: tuple[AbstractNative, ...] = (TokenLane(), RowLane(), SingleToken())
-CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, Int8Lane(), MaskedDense())
+CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, Int8Lane(), NmgLane(), MaskedDense())

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
 
+from ...core import NMG
 from ...layouts import PackedWeight
-from . import int8_op  # noqa: F401 (registers the operators)
+from . import int8_op, nmg_op  # noqa: F401 (registers the operators)
 from .activations import CODES, Activation, apply_activation, check_activation
 from .autocast import as_float32
 from .dispatch import no_kernel, why_not
@@ -24,7 +25,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
         x: `(..., in)` float32, any strides, any number of tokens; under `torch.autocast("cpu")` also bfloat16 or
             float16.
         packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8_weights` (bytes, x as it is), `int8`
-            (x is rounded to 7 bits from two tokens on, one range per token), or `masked` (dense on request).
+            (x is rounded to 7 bits from two tokens on, one range per token), `nmg` (as `vector`), or `masked`
+            (dense on request).
         bias: `(out,)` float32, or None.
         activation: `relu`, `gelu` (its exact form) or `gelu_tanh`, applied to y while it is in the nearest cache.
 
@@ -90,6 +92,12 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
             x, *(tensors[name] for name in PLANES), bias, packed.shape[0]
         )
         return rounded
+    if packed.layout == "nmg" and isinstance(packed.pattern, NMG) and not why_not(packed, 2)["nmg_lane"]:
+        check_call(x, packed.shape[1], packed.shape[0], bias)
+        grouped: Tensor = torch.ops.sparsewright.nmg_linear(
+            x, tensors["values"], tensors["index"], bias, packed.shape[0], packed.pattern.m
+        )
+        return grouped
     scaled = packed.layout == "int8_weights"
     if not scaled and (packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16)):
         raise no_kernel(why_not(packed, 2))

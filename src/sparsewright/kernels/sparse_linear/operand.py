@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..._native import Operand
-from ...core import NM, AbstractPattern, Transposable, instruction_set
+from ...core import NM, NMG, AbstractPattern, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
 from .dispatch import choose_native, no_kernel, why_not
 from .int8_operand import NativeInt8Operand, make_int8_operand
+from .nmg_operand import NativeNmgOperand, make_nmg_operand
 from .threads import worth_sharing
 
 # Numbers as in problem.hpp.
@@ -97,11 +98,11 @@ def kept_per_8(pattern: AbstractPattern) -> int:
 
 
 # By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight.
-_operands: dict[int, NativeOperand | NativeInt8Operand] = {}
+_operands: dict[int, NativeOperand | NativeInt8Operand | NativeNmgOperand] = {}
 
 
-def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand:
-    """The operand of a packed weight in the layout `vector` or `int8`, from the cache or made now.
+def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | NativeNmgOperand:
+    """The operand of a packed weight in the layout `vector`, `int8` or `nmg`, from the cache or made now.
 
     Raises:
         KernelError: no native kernel reads this weight.
@@ -110,9 +111,11 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand:
     if found is not None:
         return found
     reasons = why_not(packed, 2)
-    operand: NativeOperand | NativeInt8Operand
+    operand: NativeOperand | NativeInt8Operand | NativeNmgOperand
     if not reasons["int8_lane"]:
         operand = make_int8_operand(packed.tensors, *packed.shape)
+    elif not reasons["nmg_lane"] and isinstance(packed.pattern, NMG):
+        operand = make_nmg_operand(packed.tensors["values"], packed.tensors["index"], *packed.shape, packed.pattern.m)
     elif not reasons["token_lane"]:
         tensors = packed.tensors
         operand = make_operand(
