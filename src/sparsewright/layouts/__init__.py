@@ -1,6 +1,6 @@
 """Floor 2: how a masked weight is stored. One file per layout; importing this package registers them all."""
 
-from . import bitmask, int8, masked, vector
+from . import bitmask, int8, masked, semi_structured, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import infer_pattern, pack
 
@@ -14,6 +14,7 @@ __all__ = [
     "layouts",
     "masked",
     "pack",
+    "semi_structured",
     "storage_bytes",
     "vector",
 ]

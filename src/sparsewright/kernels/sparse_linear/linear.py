@@ -6,6 +6,7 @@ from torch.nn import Parameter, functional
 
 from ...layouts import PackedWeight
 from . import int8_op  # noqa: F401 (registers the operators)
+from .cuda_op import check_cuda_call
 from .dispatch import no_kernel, why_not
 from .int8_operand import PLANES
 from .op import check_call
@@ -17,6 +18,7 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
     Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
     token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
+    On a CUDA device x may also be float16 or bfloat16, and y has the dtype of x.
 
     Args:
         x: `(..., in)` float32, any strides, any number of tokens.
@@ -58,10 +60,11 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
     """Whether anything is in play that must see the call or gives tensors that have no bytes of their own: gradients,
-    tracing, dispatch modes, functorch, subclasses (fake tensors among them), shapes without data, pending negations."""
+    tracing, dispatch modes, functorch, subclasses (fake tensors among them), other devices, shapes without data,
+    pending negations."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
-    if type(x) not in (Tensor, Parameter) or x.is_meta or x.is_neg() or (bias is not None and bias.is_neg()):
+    if type(x) not in (Tensor, Parameter) or not x.is_cpu or x.is_neg() or (bias is not None and bias.is_neg()):
         return True
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -80,9 +83,19 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
             x, *(tensors[name] for name in PLANES), bias, packed.shape[0]
         )
         return rounded
-    if packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
+    if packed.layout == "semi_structured" and tensors["values"].is_cuda:
+        check_cuda_call(x, tensors["values"], packed.shape[1], packed.shape[0], bias)
+        halved: Tensor = torch.ops.sparsewright.semi_structured_linear(
+            x, tensors["values"], tensors["meta"], bias, packed.shape[0]
+        )
+        return halved
+    on_cuda = packed.layout == "vector" and (tensors["values"].is_cuda or x.is_cuda)
+    if on_cuda:
+        check_cuda_call(x, tensors["values"], packed.shape[1], packed.shape[0], bias)
+    elif packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
         raise no_kernel(why_not(packed, 2))
-    check_call(x, packed.shape[1], packed.shape[0], bias)
+    else:
+        check_call(x, packed.shape[1], packed.shape[0], bias)
     y: Tensor = torch.ops.sparsewright.linear(
         x,
         tensors["values"],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import Operand
-from ...core import NM, AbstractPattern, Transposable, instruction_set
+from ...core import NM, AbstractPattern, KernelError, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
 from .dispatch import choose_native, no_kernel, why_not
@@ -104,6 +104,8 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand:
         operand = make_operand(
             tensors["values"], tensors["index"], tensors["pointers"], *packed.shape, kept_per_8(packed.pattern)
         )
+    elif packed.device.type == "cuda":
+        raise KernelError(f"Sparse linear takes x on the device of the weight, {packed.device}, got x on cpu. Move it.")
     else:
         raise no_kernel(reasons)
     _operands[id(packed)] = operand
