@@ -82,7 +82,7 @@ def test_without_a_gpu_each_kernel_says_what_it_lacks(packed_weight, monkeypatch
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     if importlib.util.find_spec("triton"):
         assert why_not(packed_weight("2:4x16", 32, 64), 64)["triton_lanes"] == []
-    assert which(packed_weight("2:4x16", 32, 64), 64) == "row_lane" or which(packed_weight("2:4", 8, 16), 64)
+    assert which(packed_weight("2:4x16", 32, 64), 64) in ("row_lane", "token_lane")
 
 
 def test_the_measured_table_may_choose_among_the_triton_kernels():

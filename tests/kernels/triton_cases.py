@@ -122,7 +122,7 @@ def test_gradients_agree_with_float64(pattern, out, in_, dtype):
     kept = triton_weight_grad(grad, x, *tensors)
     group = tensors[0].shape[1]
     padded = torch.nn.functional.pad(full, (0, 0, 0, -out % group)).unflatten(0, (-1, group)).transpose(1, 2)
-    row, column = triton_backward.places(tensors[1], tensors[2], in_)
+    row, column = triton_backward.operand_places(tensors[1], tensors[2], in_)
     assert kept.dtype == torch.float32
     torch.testing.assert_close(kept.double(), padded[row, column], rtol=1e-4, atol=1e-4)
 

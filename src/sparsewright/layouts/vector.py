@@ -67,14 +67,14 @@ def block_columns(in_: int, blocks: int) -> int:
 def unpack_operand(values: Tensor, index: Tensor, pointers: Tensor, out: int, in_: int) -> Tensor:
     """The dense `(out, in)` weight of an operand, in the dtype of its values."""
     groups, group = pointers.shape[1] - 1, values.shape[1]
-    row, column = places(index, pointers, in_)
+    row, column = operand_places(index, pointers, in_)
     dense = values.new_zeros(groups, in_, group)
     dense[row, column] = values
     weight: Tensor = dense.transpose(1, 2).reshape(groups * group, in_)[:out].contiguous()
     return weight
 
 
-def places(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor, Tensor]:
+def operand_places(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor, Tensor]:
     """Row group and column (int64) of every kept column, in the operand's order."""
     blocks, groups = pointers.shape[0], pointers.shape[1] - 1
     counts = pointers.to(torch.int64).diff(dim=1).reshape(-1)
@@ -170,7 +170,7 @@ class Vector(AbstractLayout):
         """Values row group by row group without filling rows; columns bit-packed once per group of the pattern."""
         out, in_ = packed.shape
         tensors = {name: tensor.cpu() for name, tensor in packed.tensors.items()}
-        row, column = places(tensors["index"], tensors["pointers"], in_)
+        row, column = operand_places(tensors["index"], tensors["pointers"], in_)
         values, group = tensors["values"], tensors["values"].shape[1]
         shared = torch.zeros(tensors["pointers"].shape[1] - 1, in_, dtype=torch.bool)
         shared[row, column] = True

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...layouts.vector import places
+from ...layouts.vector import operand_places
 from .derived import DerivedCache
 from .triton import LANES, OPTIONS, check_operand
 
@@ -121,7 +121,7 @@ _by_column: DerivedCache[tuple[Tensor, Tensor, Tensor]] = DerivedCache()
 
 def _sorted_by_column(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor, Tensor, Tensor]:
     """Kept weights column by column: places in `values`, row groups, and where each column starts; int32."""
-    row, column = places(index, pointers, in_)
+    row, column = operand_places(index, pointers, in_)
     # Stable: row groups rise within a column, so that sums keep one order.
     order = torch.argsort(column, stable=True)
     counts = torch.bincount(column, minlength=in_)
@@ -150,7 +150,7 @@ def triton_weight_grad(grad: Tensor, x: Tensor, values: Tensor, index: Tensor, p
     turned = grad.reshape(-1, out).t().contiguous(), x.reshape(-1, in_).t().contiguous()
     tokens, kept_all = turned[0].shape[1], index.numel()
     if tokens and kept_all:
-        row, column = _where.get((index, pointers), lambda: _narrow(*places(index, pointers, in_)))
+        row, column = _where.get((index, pointers), lambda: _narrow(*operand_places(index, pointers, in_)))
         tile = {"GROUP": group, "LANES": LANES, "KEPT": max(1, _ROWS // group)}
         grid = (triton.cdiv(kept_all, tile["KEPT"]),)
         with torch.cuda.device_of(x):
