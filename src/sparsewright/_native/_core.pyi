@@ -13,6 +13,23 @@ class Operand:
         kept_per_8: int,
     ) -> None: ...
     def linear(self, x: int, x_stride: int, tokens: int, bias: int, y: int, kernel: int, threads: int) -> None: ...
+    def input_grad(self, dy: int, dy_stride: int, tokens: int, dx: int, threads: int) -> None: ...
+    def input_grad_by_columns(
+        self,
+        dy: int,
+        dy_stride: int,
+        tokens: int,
+        dx: int,
+        index: int,
+        pointers: int,
+        places: int,
+        blocks: int,
+        block_groups: int,
+        threads: int,
+    ) -> None: ...
+    def weight_grad(
+        self, dy: int, dy_stride: int, x: int, x_stride: int, tokens: int, dw: int, threads: int
+    ) -> None: ...
 
 class Int8Operand:
     def __init__(

@@ -129,6 +129,54 @@ class Operand {
         linear_(problem);
     }
 
+    // dx (tokens, in) = dy (tokens, out) W.
+    void input_grad(std::uintptr_t dy, std::int64_t dy_stride, std::int64_t tokens, std::uintptr_t dx,
+                    int threads) const {
+        linear(dy, dy_stride, tokens, 0, dx, static_cast<int>(Kernel::input_grad_by_rows), threads);
+    }
+
+    // The same by way of the transposed structure: for every block of `block_groups` row groups and every column of W,
+    // which groups keep it (`index`, inside the block) and where their values lie (`places`).
+    void input_grad_by_columns(std::uintptr_t dy, std::int64_t dy_stride, std::int64_t tokens, std::uintptr_t dx,
+                               std::uintptr_t index, std::uintptr_t pointers, std::uintptr_t places,
+                               std::int64_t blocks, std::int64_t block_groups, int threads) const {
+        if (blocks < 1 || block_groups < 1 || block_groups > 256 || blocks * block_groups < problem_.groups)
+            throw std::invalid_argument("the blocks do not cover the row groups");
+        LinearProblem problem = problem_;
+        problem.rows = problem_.out;
+        problem.in = problem_.groups;
+        problem.out = problem_.in;
+        problem.index = at<std::uint8_t>(index);
+        problem.pointers = at<std::int32_t>(pointers);
+        problem.places = at<std::int32_t>(places);
+        problem.blocks = blocks;
+        problem.block_columns = block_groups;
+        problem.x = at<float>(dy);
+        problem.x_stride = dy_stride;
+        problem.tokens = tokens;
+        problem.y = at<float>(dx);
+        problem.kernel = Kernel::input_grad_by_columns;
+        problem.threads = threads;
+        if (tokens < 1) return;
+        linear_(problem);
+    }
+
+    // dW (kept, group) = dy^T x at the kept places, summed over the tokens.
+    void weight_grad(std::uintptr_t dy, std::int64_t dy_stride, std::uintptr_t x, std::int64_t x_stride,
+                     std::int64_t tokens, std::uintptr_t dw, int threads) const {
+        LinearProblem problem = problem_;
+        problem.dy = at<float>(dy);
+        problem.dy_stride = dy_stride;
+        problem.x = at<float>(x);
+        problem.x_stride = x_stride;
+        problem.tokens = tokens;
+        problem.y = at<float>(dw);
+        problem.kernel = Kernel::weight_grad;
+        problem.threads = threads;
+        if (tokens < 1) return;
+        linear_(problem);
+    }
+
   private:
     LinearProblem problem_;
     LinearFunction linear_;
@@ -188,7 +236,15 @@ NB_MODULE(_core, m) {
              nb::arg("values"), nb::arg("half_values"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
              nb::arg("in_"), nb::arg("group"), nb::arg("blocks"), nb::arg("block_columns"), nb::arg("kept_per_8"))
         .def("linear", &Operand::linear, nb::arg("x"), nb::arg("x_stride"), nb::arg("tokens"), nb::arg("bias"),
-             nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
+             nb::arg("y"), nb::arg("kernel"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+        .def("input_grad", &Operand::input_grad, nb::arg("dy"), nb::arg("dy_stride"), nb::arg("tokens"), nb::arg("dx"),
+             nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+        .def("input_grad_by_columns", &Operand::input_grad_by_columns, nb::arg("dy"), nb::arg("dy_stride"),
+             nb::arg("tokens"), nb::arg("dx"), nb::arg("index"), nb::arg("pointers"), nb::arg("places"),
+             nb::arg("blocks"), nb::arg("block_groups"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+        .def("weight_grad", &Operand::weight_grad, nb::arg("dy"), nb::arg("dy_stride"), nb::arg("x"),
+             nb::arg("x_stride"), nb::arg("tokens"), nb::arg("dw"), nb::arg("threads"),
+             nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Int8Operand>(m, "Int8Operand")
         .def(nb::init<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
                       std::int64_t, int>(),

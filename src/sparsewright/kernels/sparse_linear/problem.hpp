@@ -9,7 +9,15 @@
 
 namespace sparsewright {
 
-enum class Kernel : int { token_lane = 0, row_lane = 1, single_token = 2 };
+enum class Kernel : int {
+    token_lane = 0,
+    row_lane = 1,
+    single_token = 2,
+    // Gradients; see backward.hpp for what the fields of the problem mean to them.
+    input_grad_by_rows = 16,
+    input_grad_by_columns = 17,
+    weight_grad = 18,
+};
 
 struct LinearProblem {
     const float *x;           // (tokens, in), rows `x_stride` floats apart
@@ -32,6 +40,10 @@ struct LinearProblem {
     Kernel kernel;
     std::int64_t level1_bytes;  // data caches of one core
     std::int64_t level2_bytes;
+    const float *dy;          // weight_grad only: (tokens, out), rows `dy_stride` floats apart
+    std::int64_t dy_stride;
+    const std::int32_t *places;  // input_grad_by_columns only: (kept,) rows of `values`
+    std::int64_t rows;           // input_grad_by_columns only: of the weight itself
 };
 
 using LinearFunction = void (*)(const LinearProblem &);
