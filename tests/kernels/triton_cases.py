@@ -119,12 +119,12 @@ def test_gradients_agree_with_float64(pattern, out, in_, dtype):
     x, grad = randn(2, 65, in_, dtype=dtype), randn(2, 65, out, dtype=dtype)
     assert_close(triton_input_grad(grad, *tensors, in_), grad.double() @ weight, dtype)
     full = grad.double().flatten(0, 1).T @ x.double().flatten(0, 1)
-    kept = triton_weight_grad(grad, x, *tensors)
     group = tensors[0].shape[1]
+    kept = triton_weight_grad(grad, x, *tensors[1:], group)
     padded = torch.nn.functional.pad(full, (0, 0, 0, -out % group)).unflatten(0, (-1, group)).transpose(1, 2)
     row, column = triton_backward.operand_places(tensors[1], tensors[2], in_)
-    assert kept.dtype == torch.float32
-    torch.testing.assert_close(kept.double(), padded[row, column], rtol=1e-4, atol=1e-4)
+    # Sums over 130 tokens: what they round to grows with them.
+    assert_close(kept / 130**0.5, padded[row, column] / 130**0.5, dtype)
 
 
 def test_nothing_kept_gives_the_bias():
@@ -135,7 +135,7 @@ def test_nothing_kept_gives_the_bias():
     for tokens in (1, 6):
         assert torch.equal(triton_linear(randn(tokens, 16), *tensors, bias, 12), bias.expand(tokens, 12))
     assert not triton_input_grad(randn(3, 12), *tensors, 16).any()
-    assert triton_weight_grad(randn(3, 12), randn(3, 16), *tensors).shape == tensors[0].shape
+    assert triton_weight_grad(randn(3, 12), randn(3, 16), *tensors[1:], 4).shape == tensors[0].shape
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ POINTERS = {"index": "*u8"} | dict.fromkeys(("pointers", "order", "row_group", "
 def compiled(kernel, floats, capability, **constants):
     names = [parameter.name for parameter in kernel.params]
     pointers = {**dict.fromkeys(("x", "values", "bias", "y", "grad", "x_grad", "w_grad", "parts"), floats), **POINTERS}
-    if kernel is backward._weight_grad:
-        pointers["w_grad"] = "*fp32"
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})

@@ -246,7 +246,7 @@ def triton_linear(
     Raises:
         KernelError: a tensor is on another device or of another dtype, or the kernel cannot serve the call.
     """
-    check_operand(x, values, index, pointers, out)
+    check_operand({"x": x, "values": values}, index, pointers, values.shape[1], out)
     if activation not in _ACTIVATIONS:
         raise KernelError(f"The Triton kernels fuse relu or gelu, got {activation!r}. Apply it to the result.")
     in_, group = x.shape[-1], values.shape[1]
@@ -311,23 +311,30 @@ def _processors(tensor: Tensor) -> int:
     return 2
 
 
-def check_operand(x: Tensor, values: Tensor, index: Tensor, pointers: Tensor, out: int) -> None:
-    """Raise KernelError unless all tensors lie on one device that Triton runs on, and make an operand of `out` rows."""
+def check_operand(floats: dict[str, Tensor], index: Tensor, pointers: Tensor, group: int, out: int) -> None:
+    """Raise KernelError unless the tensors lie on one device that Triton runs on and make an operand of `out` rows.
+
+    Args:
+        floats: name -> x, gradients, values; the first one says which device.
+        index, pointers, group: of the layout `vector`.
+        out: rows of the weight.
+    """
     wanted = "cpu" if interpreting() else "cuda"
-    for name, tensor in (("x", x), ("values", values), ("index", index), ("pointers", pointers)):
-        if tensor.device != x.device or tensor.device.type != wanted:
+    leader, first = next(iter(floats.items()))
+    for name, tensor in {**floats, "index": index, "pointers": pointers}.items():
+        if tensor.device != first.device or tensor.device.type != wanted:
             raise KernelError(
-                f"The Triton kernels take all tensors on one {wanted} device, got x on {x.device} and {name} on "
-                f"{tensor.device}. Move the model and its inputs to one device."
+                f"The Triton kernels take all tensors on one {wanted} device, got {leader} on {first.device} and "
+                f"{name} on {tensor.device}. Move the model and its inputs to one device."
             )
-    for name, tensor in (("x", x), ("values", values)):
+    for name, tensor in floats.items():
         if tensor.dtype not in FLOATS:
             raise KernelError(
                 f"The Triton kernels take float32, float16 and bfloat16, got {name} of {tensor.dtype}. Cast it."
             )
-    groups = pointers.shape[1] - 1
-    if groups * values.shape[1] < out or (groups - 1) * values.shape[1] >= out or index.numel() != values.shape[0]:
+    groups, kept = pointers.shape[1] - 1, floats.get("values", index).shape[0]
+    if groups * group < out or (groups - 1) * group >= out or index.numel() != kept:
         raise KernelError(
-            f"The operand has {groups} groups of {values.shape[1]} rows and {index.numel()} kept columns for "
-            f"{values.shape[0]} rows of values; it is not the operand of {out} outputs."
+            f"The operand has {groups} groups of {group} rows and {index.numel()} kept columns for {kept} rows of "
+            f"values; it is not the operand of {out} outputs."
         )

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...core import KernelError
 from ...layouts.vector import operand_places
 from .derived import DerivedCache
 from .triton import LANES, OPTIONS, check_operand
@@ -102,7 +103,7 @@ def triton_input_grad(grad: Tensor, values: Tensor, index: Tensor, pointers: Ten
         KernelError: a tensor is on another device or of another dtype.
     """
     out, group = grad.shape[-1], values.shape[1]
-    check_operand(grad, values, index, pointers, out)
+    check_operand({"the gradient": grad, "values": values}, index, pointers, group, out)
     rows = grad.reshape(-1, out).t().contiguous()
     tokens = rows.shape[1]
     if not tokens:
@@ -129,24 +130,28 @@ def _sorted_by_column(index: Tensor, pointers: Tensor, in_: int) -> tuple[Tensor
     return order.to(torch.int32), row[order].to(torch.int32), starts.to(torch.int32)
 
 
-def triton_weight_grad(grad: Tensor, x: Tensor, values: Tensor, index: Tensor, pointers: Tensor) -> Tensor:
+def triton_weight_grad(grad: Tensor, x: Tensor, index: Tensor, pointers: Tensor, group: int) -> Tensor:
     """`grad.T @ x` at the kept places only.
 
     Args:
         grad: `(..., out)`, float32, float16 or bfloat16.
         x: `(..., in)`, one row for every row of grad.
-        values, index, pointers: tensors of the layout `vector`, on the device of x; values are not read.
+        index, pointers: tensors of the layout `vector`, on the device of x.
+        group: rows of a row group.
 
     Returns:
-        `(kept, G)` float32, as `values` lie; rows that only fill the last group get zeros.
+        `(kept, group)` in the dtype of grad, as values lie; rows that only fill the last group get zeros.
 
     Raises:
-        KernelError: a tensor is on another device or of another dtype.
+        KernelError: a tensor is on another device or of another dtype, or the tokens differ.
     """
-    out, in_, group = grad.shape[-1], x.shape[-1], values.shape[1]
-    check_operand(grad, values, index, pointers, out)
-    check_operand(x, values, index, pointers, out)
-    w_grad = torch.zeros(values.shape, dtype=torch.float32, device=x.device)
+    out, in_ = grad.shape[-1], x.shape[-1]
+    check_operand({"the gradient": grad, "x": x}, index, pointers, group, out)
+    if grad.shape[:-1] != x.shape[:-1]:
+        raise KernelError(
+            f"The gradient and x must have the same tokens, got {tuple(grad.shape)} and {tuple(x.shape)}."
+        )
+    w_grad = grad.new_zeros(index.numel(), group)
     turned = grad.reshape(-1, out).t().contiguous(), x.reshape(-1, in_).t().contiguous()
     tokens, kept_all = turned[0].shape[1], index.numel()
     if tokens and kept_all:
