@@ -1,4 +1,4 @@
-"""Sparse linear on a CUDA device against torch's dense linear in the same dtype: 2:4 on sparse tensor cores, and Triton.
+"""Sparse linear on a CUDA device against torch's dense linear in one dtype: 2:4 on sparse tensor cores, and Triton.
 
 Writes `results/cuda.csv` beside this file. Times are CUDA events around calls that follow one another, so that a layer
 too small to keep the device busy is timed by how fast Python launches it, dense or sparse. Dense and sparse take turns

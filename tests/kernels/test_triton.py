@@ -141,3 +141,13 @@ def test_tensors_on_two_devices_are_refused(packed_weight):
         linear(torch.randn(2, 64, device="cuda"), packed)
     with pytest.raises(KernelError, match="on the device of the weight"):
         linear(torch.randn(2, 64), packed.to("cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_benchmark_measures_nothing_without_a_gpu(tmp_path):
+    done = run(
+        [str(HERE.parents[1] / "benchmarks" / "bench_cuda.py"), "--output", str(tmp_path / "cuda.csv")], tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "no CUDA device: not measured"
+    assert not (tmp_path / "cuda.csv").exists()

@@ -13,6 +13,10 @@ from sparsewright.kernels.sparse_linear import triton_backward as backward
 POINTERS = {"index": "*u8"} | dict.fromkeys(("pointers", "order", "row_group", "starts", "column"), "*i32")
 
 
+# Triton compiles sizes of 1 as constants.
+ONES = ("tokens", "in_", "out", "groups", "blocks", "splits", "size", "kept_all")
+
+
 def compiled(kernel, floats, capability, **constants):
     names = [parameter.name for parameter in kernel.params]
     pointers = {**dict.fromkeys(("x", "values", "bias", "y", "grad", "x_grad", "w_grad", "parts"), floats), **POINTERS}
@@ -22,6 +26,7 @@ def compiled(kernel, floats, capability, **constants):
 
 
 def main():
+    ones = dict.fromkeys(ONES, 1)
     last = {"HAS_BIAS": True, "ACTIVATION": 2}
     for capability in (80, 90):
         for group, floats in ((1, "*fp32"), (4, "*fp16"), (16, "*bf16")):
@@ -44,6 +49,9 @@ def main():
                     **last,
                 }
             for kernel, constants in calls.items():
+                names = {parameter.name for parameter in kernel.params}
+                smallest = {name: one for name, one in ones.items() if name in names}
+                assert compiled(kernel, floats, capability, **constants, **smallest).asm["cubin"]
                 code = compiled(kernel, floats, capability, **constants)
                 assert code.asm["cubin"]
                 cores = "tensor cores" if any(word in code.asm["ptx"] for word in ("mma.sync", "wgmma")) else "fma"
