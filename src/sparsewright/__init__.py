@@ -27,7 +27,7 @@ from .hardware import doctor, measure, pack_, profile
 from .kernels import linear, why_not
 from .layouts import PackedWeight, pack
 from .models import Data, load_model, sparsify_
-from .nn import SparseTensor, dispatch_report, masks
+from .nn import SparseTensor, dispatch_report, masks, train_packed_
 from .search import Budget, SearchResult, search
 from .solvers import solve_mask
 from .training import recover
@@ -84,6 +84,7 @@ __all__ = [
     "search",
     "solve_mask",
     "sparsify_",
+    "train_packed_",
     "verify",
     "why_not",
 ]

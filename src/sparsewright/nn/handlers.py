@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import KernelError
-from ..kernels import linear as multiply
+from ..kernels import linear as multiply_frozen
 from ..layouts import PackedWeight
+from .arithmetic import same_places
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
+from .trainable import train_product
 
 aten = torch.ops.aten
 
@@ -31,20 +33,27 @@ def _serves(table: dict[Any, Callable[..., Any]], *names: Any) -> Callable[[H], 
     return join
 
 
+def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
+    """`x @ W.T + bias`; autograd reaches the weight where it trains."""
+    if weight.requires_grad and torch.is_grad_enabled():
+        return train_product(x, weight, bias)
+    return multiply_frozen(x, weight.packed, bias)
+
+
 @_serves(FUNCTIONS, F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with a packed weight."""
     if type(weight) is not SparseTensor or weight.transposed or type(input) is SparseTensor:
         raise needs_dense("F.linear with a packed tensor elsewhere than as the (out, in) weight")
-    return multiply(input, weight.packed, bias)
+    return multiply(input, weight, bias)
 
 
 def _product(x: Any, weight: Any, bias: Tensor | None, operation: str) -> Tensor:
     """`x @ weight (+ bias)` for a weight seen as `(in, out)`."""
     if type(weight) is SparseTensor and weight.transposed and type(x) is not SparseTensor:
-        return multiply(x, weight.packed, bias)
+        return multiply(x, weight, bias)
     if type(x) is SparseTensor and not x.transposed and type(weight) is not SparseTensor and weight.dim() == 2:
-        result = multiply(weight.T, x.packed, None).T
+        result = multiply(weight.T, x, None).T
         return result if bias is None else result + bias
     raise needs_dense(f"{operation} with a packed tensor as {_sides(x, weight)}")
 
@@ -90,18 +99,30 @@ def is_shared(tensor: SparseTensor) -> bool:
     return all(inner.is_shared() for inner in tensor.packed.tensors.values())
 
 
+def _must_not_train(func: Any, *weights: Any) -> None:
+    # Below autograd, which has noted a dense product and would hand a dense gradient to the weight.
+    if torch.is_grad_enabled() and any(type(w) is SparseTensor and w.requires_grad for w in weights):
+        raise KernelError(
+            f"{func} reached a packed weight in training past F.linear, so that its gradient would be dense. "
+            "Call F.linear, addmm or matmul from Python, or freeze the weight."
+        )
+
+
 @_serves(OPERATORS, aten.mm.default, aten.matmul.default)
 def _aten_mm(func: Any, x: Any, weight: Any) -> Tensor:
+    _must_not_train(func, x, weight)
     return _product(x, weight, None, str(func))
 
 
 @_serves(OPERATORS, aten.addmm.default)
 def _aten_addmm(func: Any, bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    _must_not_train(func, x, weight)
     return addmm(bias, x, weight, beta=beta, alpha=alpha)
 
 
 @_serves(OPERATORS, aten.linear.default)
 def _aten_linear(func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    _must_not_train(func, weight)
     return linear(input, weight, bias)
 
 
@@ -177,7 +198,12 @@ def _copy(func: Any, target: Any, source: Any, non_blocking: bool = False) -> An
             f"The packed weight has the shape {tuple(target.shape)}, got {tuple(source.shape)}. "
             "Check the model's configuration."
         )
-    target.hold(copy_packed(source.packed, lambda inner: inner.detach().clone().to(target.device)))
+    ours, theirs = target.packed, source.packed
+    if ours.value_dtype == theirs.value_dtype and target.device == source.device and same_places(ours, theirs):
+        # In place, because optimizers, shared memory and other views hold on to the values.
+        ours.tensors["values"].copy_(theirs.tensors["values"])
+        return target
+    target.hold(copy_packed(theirs, lambda inner: inner.detach().clone().to(target.device)))
     return target
 
 

@@ -84,7 +84,7 @@ class SparseTensor(Tensor):
             return found
         copied = self.like(copy_packed(self.packed, Tensor.clone))
         if isinstance(self, torch.nn.Parameter):
-            copied = as_parameter(copied)
+            copied = as_parameter(copied, self.requires_grad)
         memo[id(self)] = copied
         return copied
 
@@ -141,9 +141,15 @@ def copy_packed(packed: PackedWeight, change: Callable[[Tensor], Tensor]) -> Pac
     return PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
 
 
-def as_parameter(tensor: SparseTensor) -> SparseTensor:
-    """The tensor as an `nn.Parameter` without gradient of its own; gradients still flow to the inputs of its layer."""
-    parameter: Any = torch.nn.Parameter(tensor, requires_grad=False)
+def as_parameter(tensor: SparseTensor, trainable: bool = False) -> SparseTensor:
+    """The tensor as an `nn.Parameter`.
+
+    Args:
+        tensor: what the module is to hold.
+        trainable: whether its kept values get a gradient (layout `vector`, float32 values; see `train_packed_`);
+            gradients flow to the inputs of its layer either way.
+    """
+    parameter: Any = torch.nn.Parameter(tensor, requires_grad=trainable)
     held: SparseTensor = parameter
     return held
 
@@ -154,7 +160,8 @@ def _reduced(tensor: SparseTensor) -> tuple[Any, ...]:
     stored = layouts.get(packed.layout).to_storage(packed)
     shape = (int(packed.shape[0]), int(packed.shape[1]))
     parts = (packed.layout, str(packed.pattern), shape, packed.value_dtype, dict(stored))
-    return restore, (*parts, tensor.transposed, tensor.dtype, isinstance(tensor, torch.nn.Parameter))
+    trainable = bool(tensor.is_leaf and tensor.requires_grad)
+    return restore, (*parts, tensor.transposed, tensor.dtype, isinstance(tensor, torch.nn.Parameter), trainable)
 
 
 def restore(
@@ -166,6 +173,7 @@ def restore(
     transposed: bool,
     dtype: torch.dtype,
     parameter: bool,
+    trainable: bool = False,
 ) -> SparseTensor:
     """Rebuild a packed weight from its file form; the layout checks every tensor.
 
@@ -176,7 +184,7 @@ def restore(
         raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
     packed = layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
     tensor = SparseTensor(packed, bool(transposed), dtype)
-    return as_parameter(tensor) if parameter else tensor
+    return as_parameter(tensor, trainable) if parameter else tensor
 
 
 def allow_loading() -> None:

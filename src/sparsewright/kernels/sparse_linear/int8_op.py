@@ -13,7 +13,8 @@ from torch import Tensor
 from ...core import KernelError
 from ...layouts.int8 import unpack_operand
 from .int8_operand import PLANES, make_int8_operand
-from .op import check_call, library
+from .library import library
+from .op import check_call
 
 library.define(
     "int8_linear(Tensor x, Tensor values, Tensor columns, Tensor pointers, Tensor scale, Tensor sums, Tensor? bias,"

@@ -1,7 +1,7 @@
 """The registered operators: what autograd, torch.compile and torch.export see.
 
-`sparsewright::linear` takes the tensors of the vector layout; `sparsewright::linear_input_grad` is its backward. The
-weight is frozen: gradients reach x and bias only.
+`sparsewright::linear` takes the tensors of the vector layout; its gradients, also that of the kept values, are in
+`gradients`.
 """
 
 from typing import Any
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from ...core import KernelError
-from ...layouts.vector import unpack_operand
+from .gradients import weight_grad
+from .library import library
 from .operand import make_operand
 
-library = torch.library.Library("sparsewright", "DEF")
 library.define(
     "linear(Tensor x, Tensor values, Tensor index, Tensor pointers, Tensor? bias, SymInt out, int kept_per_8=0)"
     " -> Tensor"
 )
-library.define("linear_input_grad(Tensor grad, Tensor values, Tensor index, Tensor pointers, SymInt in_) -> Tensor")
 
 
 def check_call(x: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
@@ -63,44 +62,25 @@ def _linear_fake(
     return x.new_empty(*x.shape[:-1], out)
 
 
-def _input_grad_cpu(grad: Tensor, values: Tensor, index: Tensor, pointers: Tensor, in_: int) -> Tensor:
-    return grad @ unpack_operand(values, index, pointers, grad.shape[-1], in_).to(grad.dtype)
-
-
-def _input_grad_fake(grad: Tensor, values: Tensor, index: Tensor, pointers: Tensor, in_: int) -> Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_)
-
-
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, index, pointers, bias, *_ = inputs
-    ctx.save_for_backward(values, index, pointers)
+    # x is kept for the gradient of the values only.
+    ctx.save_for_backward(values, index, pointers, *((x,) if values.requires_grad else ()))
     ctx.in_, ctx.has_bias = x.shape[-1], bias is not None
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    of_x = of_bias = None
+    of_x = of_values = of_bias = None
+    values, index, pointers, *x = ctx.saved_tensors
     if ctx.needs_input_grad[0]:
-        of_x = torch.ops.sparsewright.linear_input_grad(grad, *ctx.saved_tensors, ctx.in_)
+        of_x = torch.ops.sparsewright.linear_input_grad(grad, values, index, pointers, ctx.in_)
+    if ctx.needs_input_grad[1]:
+        of_values = weight_grad(grad, x[0], values, index, pointers)
     if ctx.has_bias and ctx.needs_input_grad[4]:
         of_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-    return of_x, None, None, None, of_bias, None, None
-
-
-def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, values, index, pointers, _ = inputs
-    ctx.save_for_backward(values, index, pointers)
-    ctx.out = grad.shape[-1]
-
-
-def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.sparsewright.linear(grad, *ctx.saved_tensors, None, ctx.out), None, None, None, None
+    return of_x, of_values, None, None, of_bias, None, None
 
 
 library.impl("linear", _linear_cpu, "CPU")
-library.impl("linear_input_grad", _input_grad_cpu, "CPU")
 torch.library.register_fake("sparsewright::linear", _linear_fake, lib=library)
-torch.library.register_fake("sparsewright::linear_input_grad", _input_grad_fake, lib=library)
 torch.library.register_autograd("sparsewright::linear", _linear_backward, setup_context=_keep_for_backward, lib=library)
-torch.library.register_autograd(
-    "sparsewright::linear_input_grad", _input_grad_backward, setup_context=_keep_for_double_backward, lib=library
-)

@@ -1,0 +1,118 @@
+"""Packed weights that train: their kept values are the parameters, their pattern stays by construction.
+
+`kept_values` leads autograd from a `SparseTensor` to the values that the kernels multiply, `from_kept_values` leads the
+gradient back: `.grad` is a `SparseTensor` with the same places. Both are operators, so that torch.compile sees them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import KernelError, ModelError
+from ..kernels.sparse_linear.library import library
+from ..kernels.sparse_linear.op import check_call
+from ..kernels.sparse_linear.operand import kept_per_8
+from ..layouts import PackedWeight
+from .sparse_tensor import OPERATORS, SparseTensor
+
+library.define("kept_values(Tensor weight) -> Tensor")
+library.define("from_kept_values(Tensor values, Tensor weight) -> Tensor")
+
+
+def train_packed_(model: nn.Module, trainable: bool = True) -> list[str]:
+    """Let the packed weights of a model train, in place; their optimizer sees them as any other parameter.
+
+    Args:
+        model: holds packed weights (`pack_`, `load`); dense parameters are left alone.
+        trainable: False freezes them again.
+
+    Returns:
+        Names of the packed parameters, each once.
+
+    Raises:
+        ModelError: there is none, or one cannot train (each one's reason); nothing has been changed then.
+    """
+    parameters: Iterable[tuple[str, Any]] = model.named_parameters()
+    found = {name: parameter for name, parameter in parameters if isinstance(parameter, SparseTensor)}
+    if not found:
+        raise ModelError("The model has no packed weight to train. Run pack_ on it, or train the masked model.")
+    against = {name: why_not_trainable(parameter) for name, parameter in found.items() if trainable}
+    reasons = [f"{name}: {reason}" for name, reason in against.items() if reason]
+    if reasons:
+        raise ModelError(f"These packed weights cannot train: {'; '.join(reasons)}.")
+    for parameter in found.values():
+        parameter.requires_grad_(trainable)
+    return list(found)
+
+
+def why_not_trainable(tensor: SparseTensor) -> str:
+    """Why a packed weight cannot train, with what to do; empty if it can."""
+    packed = tensor.packed
+    if packed.layout != "vector":
+        return f"the layout {packed.layout!r} has no gradient of its values; pack it in the layout 'vector'"
+    if packed.value_dtype != torch.float32 or tensor.dtype != torch.float32:
+        held = packed.value_dtype if packed.value_dtype != torch.float32 else tensor.dtype
+        return f"{held} values are too coarse to train; pack it with float32 values"
+    if packed.device.type not in ("cpu", "meta"):
+        return f"the gradient kernels run on the CPU, it is on {packed.device}; move it there"
+    return ""
+
+
+def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
+    """`x @ W.T + bias` for a packed weight that requires a gradient.
+
+    Raises:
+        KernelError: the weight cannot train, or x or bias does not fit.
+    """
+    reason = why_not_trainable(weight)
+    if reason:
+        raise KernelError(f"This packed weight requires a gradient but cannot train: {reason}, or freeze it.")
+    packed = weight.packed
+    out, in_ = packed.shape
+    check_call(x, in_, out, bias)
+    values = torch.ops.sparsewright.kept_values(weight)
+    index, pointers = packed.tensors["index"], packed.tensors["pointers"]
+    y: Tensor = torch.ops.sparsewright.linear(x, values, index, pointers, bias, out, kept_per_8(packed.pattern))
+    return y
+
+
+def with_values(packed: PackedWeight, values: Tensor) -> PackedWeight:
+    """The same places with other values."""
+    tensors = {**packed.tensors, "values": values}
+    return PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
+
+
+def _kept_values(func: Any, weight: SparseTensor) -> Tensor:
+    # An alias, because autograd marks what it gets: the tensor inside must stay a plain one.
+    return weight.packed.tensors["values"].detach()
+
+
+def _from_kept_values(func: Any, values: Tensor, weight: SparseTensor) -> SparseTensor:
+    return weight.like(with_values(weight.packed, values.detach()))
+
+
+OPERATORS[torch.ops.sparsewright.kept_values.default] = _kept_values
+OPERATORS[torch.ops.sparsewright.from_kept_values.default] = _from_kept_values
+
+
+def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[-1])
+
+
+def _kept_values_backward(ctx: Any, grad: Tensor) -> Tensor:
+    of_weight: Tensor = torch.ops.sparsewright.from_kept_values(grad, *ctx.saved_tensors)
+    return of_weight
+
+
+def _from_kept_values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.sparsewright.kept_values(grad), None
+
+
+torch.library.register_autograd(
+    "sparsewright::kept_values", _kept_values_backward, setup_context=_keep_weight, lib=library
+)
+torch.library.register_autograd(
+    "sparsewright::from_kept_values", _from_kept_values_backward, setup_context=_keep_weight, lib=library
+)
