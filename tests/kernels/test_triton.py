@@ -4,10 +4,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from sparsewright.core import KernelError
@@ -101,6 +103,35 @@ def test_the_measured_table_may_choose_among_the_triton_kernels():
         set_dispatch_table(None)
 
 
+def test_calls_on_a_gpu_are_routed_and_refused_without_touching_one(packed_weight):
+    half = torch.float16
+    vector = packed_weight("2:4x4", 32, 64, half)
+    semi = packed_weight("2:4", 32, 64, half, "semi_structured")
+    int8 = packed_weight("2:4x4", 32, 64, torch.int8, "int8")
+    with FakeTensorMode():
+        vector, semi, int8 = (
+            replace(packed, tensors={n: torch.empty_like(t, device="cuda") for n, t in packed.tensors.items()})
+            for packed in (vector, semi, int8)
+        )
+        assert which(vector, 1) == "triton_few_tokens"
+        assert which(vector, 9) == "triton_tensor_core"
+        x, bias = torch.empty(2, 5, 64, device="cuda"), torch.empty(32, device="cuda")
+        for packed, given in ((vector, x), (vector, x.half()), (semi, x.half())):
+            y = linear(given, packed, bias)
+            assert (y.shape, y.dtype, y.device.type) == ((2, 5, 32), given.dtype, "cuda")
+        for packed, given, match in (
+            (vector, torch.empty(2, 64), "one device, got x on cpu and the weight on cuda"),
+            (vector, x[..., :63], r"shape \(..., 64\), got \(2, 5, 63\)"),
+            (vector, x.double(), "got x of torch.float64"),
+            (semi, x, "dtype of the values, got torch.float32 and torch.float16"),
+            (int8, x, "run on the CPU, got x on cuda"),
+        ):
+            with pytest.raises(KernelError, match=match):
+                linear(given, packed)
+        with pytest.raises(KernelError, match=r"bias of shape \(32,\), got \(5,\)"):
+            linear(x, vector, x[0, :, 0])
+
+
 @needs_cuda
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -116,7 +147,8 @@ def test_a_packed_weight_on_a_gpu_runs_there_with_gradients(packed_weight, patte
         truth = reference_linear(x.double(), packed, bias.double())
         torch.testing.assert_close(y.double(), truth, rtol=rtol, atol=atol)
         push = torch.randn_like(y)
-        (of_x,) = torch.autograd.grad(y, x, push)
+        of_x, of_bias = torch.autograd.grad(y, (x, bias), push)
+        torch.testing.assert_close(of_bias, push.sum(0))
         torch.testing.assert_close(of_x.double(), push.double() @ packed.unpack().double(), rtol=rtol, atol=10 * atol)
 
 

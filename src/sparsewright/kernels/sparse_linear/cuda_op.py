@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ...core import KernelError
 from ...layouts.semi_structured import unpack_operand
 from .derived import DerivedCache
-from .op import library
+from .library import library
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -43,6 +43,16 @@ def check_cuda_call(x: Tensor, values: Tensor, in_: int, out: int, bias: Tensor 
             )
 
 
+def check_semi_structured_call(x: Tensor, values: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
+    """Raise KernelError unless x and bias fit a 2:4 weight on sparse tensor cores."""
+    check_cuda_call(x, values, in_, out, bias)
+    if x.dtype != values.dtype:
+        raise KernelError(
+            f"Sparse tensor cores take x in the dtype of the values, got {x.dtype} and {values.dtype}. Cast x, or move "
+            "the whole model with .half() or .bfloat16()."
+        )
+
+
 def _linear_cuda(
     x: Tensor, values: Tensor, index: Tensor, pointers: Tensor, bias: Tensor | None, out: int, kept_per_8: int = 0
 ) -> Tensor:
@@ -58,14 +68,15 @@ def _input_grad_cuda(grad: Tensor, values: Tensor, index: Tensor, pointers: Tens
     return triton_input_grad(grad, values, index, pointers, in_)
 
 
+def _weight_grad_cuda(grad: Tensor, x: Tensor, index: Tensor, pointers: Tensor, group: int) -> Tensor:
+    from .triton_backward import triton_weight_grad
+
+    return triton_weight_grad(grad, x, index, pointers, group)
+
+
 def _semi_structured_cuda(x: Tensor, values: Tensor, meta: Tensor, bias: Tensor | None, out: int) -> Tensor:
     rows, columns = values.shape[0], 2 * values.shape[1]
-    check_cuda_call(x, values, x.shape[-1] if x.dim() else 0, out, bias)
-    if x.dtype != values.dtype:
-        raise KernelError(
-            f"Sparse tensor cores take x in the dtype of the values, got {x.dtype} and {values.dtype}. Cast x, or move "
-            "the whole model with .half() or .bfloat16()."
-        )
+    check_semi_structured_call(x, values, x.shape[-1] if x.dim() else 0, out, bias)
     if not x.numel():
         return x.new_zeros(*x.shape[:-1], out)
     given = pad(x.reshape(-1, x.shape[-1]), (0, columns - x.shape[-1])).contiguous()
@@ -110,6 +121,7 @@ def _semi_structured_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
 
 library.impl("linear", _linear_cuda, "CUDA")
 library.impl("linear_input_grad", _input_grad_cuda, "CUDA")
+library.impl("linear_weight_grad", _weight_grad_cuda, "CUDA")
 library.impl("semi_structured_linear", _semi_structured_cuda, "CUDA")
 torch.library.register_fake("sparsewright::semi_structured_linear", _semi_structured_fake, lib=library)
 torch.library.register_autograd(

@@ -6,7 +6,7 @@ from torch.nn import Parameter, functional
 
 from ...layouts import PackedWeight
 from . import int8_op  # noqa: F401 (registers the operators)
-from .cuda_op import check_cuda_call
+from .cuda_op import check_cuda_call, check_semi_structured_call
 from .dispatch import no_kernel, why_not
 from .int8_operand import PLANES
 from .op import check_call
@@ -18,16 +18,16 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
     Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
     token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
-    On a CUDA device x may also be float16 or bfloat16, and y has the dtype of x.
 
     Args:
-        x: `(..., in)` float32, any strides, any number of tokens.
-        packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
-            tokens on, one range per token), or `masked` (dense on request).
-        bias: `(out,)` float32, or None.
+        x: `(..., in)` float32, any strides, any number of tokens; on a CUDA device also float16 or bfloat16.
+        packed: W `(out, in)` on the device of x: layout `vector` (float32 or float16 values, on CUDA also bfloat16),
+            `int8` (CPU; x is rounded to 7 bits from two tokens on, one range per token), `semi_structured` (CUDA; x of
+            the values' dtype), or `masked` (dense on request).
+        bias: `(out,)` float32, on a CUDA device any of the dtypes of x, or None.
 
     Returns:
-        `(..., out)` float32.
+        `(..., out)` in the dtype of x.
 
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
@@ -84,7 +84,7 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
         )
         return rounded
     if packed.layout == "semi_structured" and tensors["values"].is_cuda:
-        check_cuda_call(x, tensors["values"], packed.shape[1], packed.shape[0], bias)
+        check_semi_structured_call(x, tensors["values"], packed.shape[1], packed.shape[0], bias)
         halved: Tensor = torch.ops.sparsewright.semi_structured_linear(
             x, tensors["values"], tensors["meta"], bias, packed.shape[0]
         )
