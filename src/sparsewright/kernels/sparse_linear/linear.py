@@ -60,14 +60,15 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
     """Whether anything is in play that must see the call or gives tensors that have no bytes of their own: gradients,
-    tracing, dispatch modes, functorch, subclasses (fake tensors among them), other devices, shapes without data,
-    pending negations."""
+    tracing, dispatch modes, functorch, subclasses (fake tensors among them), other devices and memory formats,
+    shapes without data, pending negations."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return True
     if type(x) not in (Tensor, Parameter) or not x.is_cpu or x.is_neg() or (bias is not None and bias.is_neg()):
         return True
     return (
-        torch._C._len_torch_dispatch_stack() > 0
+        x.layout is not torch.strided
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
