@@ -31,6 +31,15 @@ def test_every_pattern_is_measured_or_has_a_reason():
     assert json.loads(json.dumps(found.to_data()))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_what_one_would_bring():
+    found = doctor(minutes=0.001, patterns=["4x1@50%"])
+    for kernel in ("triton_few_tokens", "triton_tensor_core", "triton_lanes", "semi_structured"):
+        assert "torch finds none on this machine" in found.kernels[kernel]
+    assert "layout semi_structured" in found.not_accelerated["sparse tensor cores"]
+    assert "Triton" in found.not_accelerated["GPU kernels"]
+
+
 def test_a_model_gets_best_cases_bytes_and_one_verdict():
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
     found = doctor(model, **QUICK).model

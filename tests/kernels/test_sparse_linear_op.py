@@ -118,6 +118,9 @@ def test_bfloat16_values_can_be_stored_but_not_multiplied(packed_weight):
         (torch.randn(2, 16).bfloat16(), None, "bfloat16"),
         (torch.randn(2, 16), torch.randn(7), r"bias of shape \(8,\), got \(7,\)"),
         (torch.randn(2, 16), torch.randn(8).half(), "bias of torch.float16"),
+        (torch.randn(2, 16), torch.empty(8, device="meta"), "on one device, got cpu and meta"),
+        (torch.randn(2, 16).to_sparse(), None, "plain tensor, got torch.sparse_coo"),
+        (torch.randn(2, 16).to_mkldnn(), None, "plain tensor, got torch._mkldnn"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_in_words(packed_weight, x, bias, match):

@@ -16,6 +16,7 @@ from ..core import VALUE_BITS, AbstractPattern, Dense, ProfileError, ValueType, 
 from ..models import layers, load_model
 from ..solvers import solve_mask
 from .calibrated_time import calibrated
+from .cuda import cuda_states, why_no_cuda
 from .fingerprint import Machine, this_machine
 from .model_time import ModelTime, time_model
 from .operands import TORCH_DTYPES
@@ -244,6 +245,7 @@ def _kernel_states() -> dict[str, str]:
                 states[name] = "runs here"
             else:
                 states.setdefault(name, "; ".join(reasons))
+    states.update(cuda_states())
     states["masked_dense"] = "only on request: torch's dense linear on a weight with zeros, no faster than dense"
     return states
 
@@ -260,9 +262,7 @@ def _not_accelerated(accelerations: Sequence[Acceleration]) -> dict[str, str]:
             found[row.pattern] = f"measured, no faster than torch's dense linear: {figures}"
     found["2:4t"] = "transposable masks run as plain 2:4; their gain is in training"
     found["convolutions"] = "masks and smaller files only in this release"
-    if not torch.cuda.is_available():
-        found["sparse tensor cores"] = "there is no CUDA device"
-    return found
+    return {**found, **why_no_cuda()}
 
 
 def _examine(

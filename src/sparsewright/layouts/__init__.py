@@ -1,6 +1,6 @@
 """Floor 2: how a masked weight is stored. One file per layout; importing this package registers them all."""
 
-from . import bitmask, int8, int8_weights, masked, nmg, vector
+from . import bitmask, int8, int8_weights, masked, nmg, semi_structured, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import float_layout, infer_pattern, pack
 
@@ -17,6 +17,7 @@ __all__ = [
     "masked",
     "nmg",
     "pack",
+    "semi_structured",
     "storage_bytes",
     "vector",
 ]

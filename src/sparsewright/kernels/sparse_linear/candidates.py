@@ -7,9 +7,13 @@
 | `token_lane` | vectors of tokens, weights broadcast | every group; 2 tokens or more |
 | `int8_lane` | vectors of tokens, four bytes to a multiplication | the layout `int8`, dense rows included |
 | `nmg_lane` | vectors of tokens, sums of a pattern's rows kept over its columns | the layout `nmg` |
+| `triton_few_tokens`, `triton_tensor_core`, `triton_lanes` | on a CUDA device, see `triton.py` | the layout `vector` |
+| `semi_structured` | torch's sparse tensor cores | the layout `semi_structured` on a CUDA device |
 | `masked_dense` | torch's dense linear on a weight with zeros | the layout `masked`, asked for by name |
 """
 
+import importlib.util
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -28,7 +32,10 @@ class AbstractCandidate(ABC):
 
     @abstractmethod
     def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
-        """Reasons why it cannot multiply this weight with so many tokens (float32, CPU); empty if it can."""
+        """Reasons why it cannot multiply this weight with so many tokens; empty if it can.
+
+        x is float32 on the CPU, and of the values' dtype on a CUDA device.
+        """
 
     def _why_not_layout(self, packed: PackedWeight) -> list[str]:
         if packed.layout in self.layouts:
@@ -121,6 +128,96 @@ class Int8Lane(AbstractCandidate):
         return reasons
 
 
+def _why_no_cuda(packed: PackedWeight) -> list[str]:
+    if packed.device.type == "cuda":
+        return []
+    missing = "" if torch.cuda.is_available() else ", and torch finds none on this machine"
+    return [f"it runs on a CUDA device{missing}; the weight is on {packed.device}"]
+
+
+class AbstractTriton(AbstractCandidate):
+    """A Triton kernel: layout `vector` on a CUDA device, or on the CPU in Triton's interpreter.
+
+    Attributes:
+        value_dtypes: of the kept values; x may be of another of them where all are listed.
+        most_tokens: the largest batch that it serves.
+    """
+
+    layouts = ("vector",)
+    value_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float16, torch.bfloat16)
+    most_tokens: ClassVar[int | None] = None
+
+    def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
+        reasons = self._why_not_layout(packed)
+        if reasons:
+            return reasons
+        if importlib.util.find_spec("triton") is None:
+            reasons.append("it needs Triton, which is not installed: pip install triton")
+        # A door for tests; the interpreter is far slower than anything else here.
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            reasons += _why_no_cuda(packed)
+        return reasons + self.why_not_call(packed.value_dtype, packed.value_dtype, tokens)
+
+    def why_not_call(self, x_dtype: torch.dtype, value_dtype: torch.dtype, tokens: int) -> list[str]:
+        """Reasons against these dtypes and so many tokens."""
+        reasons = []
+        if value_dtype not in self.value_dtypes:
+            known = ", ".join(map(str, self.value_dtypes))
+            reasons.append(f"it multiplies {known} values, the weight has {value_dtype}")
+        elif x_dtype != value_dtype and torch.float32 not in self.value_dtypes:
+            reasons.append(f"it takes x in the dtype of the values, got {x_dtype} and {value_dtype}")
+        if self.most_tokens is not None and tokens > self.most_tokens:
+            reasons.append(f"it serves at most {self.most_tokens} tokens, got {tokens}")
+        return reasons
+
+
+@final
+class TritonFewTokens(AbstractTriton):
+    """Up to 4 tokens: weights stream once per token, over many programs."""
+
+    name = "triton_few_tokens"
+    most_tokens = 4
+
+
+@final
+class TritonTensorCore(AbstractTriton):
+    """16-bit tokens and values on tensor cores; kept columns of x are gathered."""
+
+    name = "triton_tensor_core"
+    value_dtypes = (torch.float16, torch.bfloat16)
+
+
+@final
+class TritonLanes(AbstractTriton):
+    """Vectors of tokens, weights broadcast, float32 multiply-adds; serves every call."""
+
+    name = "triton_lanes"
+
+
+@final
+class SemiStructured(AbstractCandidate):
+    """torch's 2:4 on sparse tensor cores: cuSPARSELt, or CUTLASS on compute capability 8."""
+
+    name = "semi_structured"
+    layouts = ("semi_structured",)
+
+    def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:
+        reasons = self._why_not_layout(packed)
+        if reasons:
+            return reasons
+        if packed.value_dtype not in (torch.float16, torch.bfloat16):
+            reasons.append(f"it multiplies float16 and bfloat16 values, the weight has {packed.value_dtype}")
+        absent = _why_no_cuda(packed)
+        if absent:
+            return reasons + absent
+        major, minor = torch.cuda.get_device_capability(packed.device)
+        if major < 8:
+            reasons.append(f"sparse tensor cores come with compute capability 8.0, this device has {major}.{minor}")
+        elif major > 8 and not torch.backends.cusparselt.is_available():
+            reasons.append(f"on compute capability {major}.{minor} it needs cuSPARSELt, which this torch lacks")
+        return reasons
+
+
 @final
 class NmgLane(AbstractCandidate):
     """n:m:g: weights and columns read in order, one row of sums exchanged from pattern to pattern."""
@@ -151,4 +248,5 @@ class MaskedDense(AbstractCandidate):
 
 
 NATIVE: tuple[AbstractNative, ...] = (TokenLane(), RowLane(), SingleToken())
-CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, Int8Lane(), NmgLane(), MaskedDense())
+TRITON: tuple[AbstractTriton, ...] = (TritonFewTokens(), TritonTensorCore(), TritonLanes())
+CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, *TRITON, Int8Lane(), NmgLane(), SemiStructured(), MaskedDense())

@@ -3,9 +3,11 @@
 import functools
 import math
 
+import torch
+
 from ...core import DispatchEntry, DispatchTable, KernelError, instruction_set
 from ...layouts import PackedWeight
-from .candidates import CANDIDATES, NATIVE, AbstractNative
+from .candidates import CANDIDATES, NATIVE, TRITON, AbstractNative
 
 OP = "sparse_linear"
 
@@ -67,6 +69,21 @@ def choose_native(group: int, tokens: int, in_: int, density: float) -> Abstract
     raise no_kernel({kernel.name: kernel.why_not_call(group, tokens) for kernel in NATIVE})
 
 
+def choose_triton(
+    group: int, tokens: int, in_: int, density: float, x_dtype: torch.dtype, value_dtype: torch.dtype
+) -> str:
+    """Name of the Triton kernel to run: the table's, else the first that is able.
+
+    Raises:
+        KernelError: none is able, with each one's reasons.
+    """
+    reasons = {kernel.name: kernel.why_not_call(x_dtype, value_dtype, tokens) for kernel in TRITON}
+    for name in (*dispatch_table().prefer(OP, group, tokens, in_, density), *reasons):
+        if not reasons.get(name, ["it runs on another device"]):
+            return name
+    raise no_kernel(reasons)
+
+
 def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
     """What stands against each kernel for this weight and batch.
 
@@ -94,6 +111,8 @@ def which(packed: PackedWeight, tokens: int = 1) -> str:
         return able[0]
     values = packed.tensors["values"]
     density = values.shape[0] / max(1, -(-packed.shape[0] // values.shape[1]) * packed.shape[1])
+    if packed.device.type == "cuda":
+        return choose_triton(values.shape[1], tokens, packed.shape[1], density, values.dtype, values.dtype)
     return choose_native(values.shape[1], tokens, packed.shape[1], density).name
 
 

@@ -23,6 +23,8 @@ library.define(
 
 def check_call(x: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
     """Raise KernelError unless x and bias fit the weight and the kernels."""
+    if x.layout != torch.strided:
+        raise KernelError(f"The sparse kernels take x as a plain tensor, got {x.layout}. Call x.to_dense() first.")
     if x.dim() == 0 or x.shape[-1] != in_:
         raise KernelError(f"Sparse linear takes x of shape (..., {in_}), got {tuple(x.shape)}.")
     for name, tensor in (("x", x), ("bias", bias)):
@@ -34,6 +36,8 @@ def check_call(x: Tensor, in_: int, out: int, bias: Tensor | None) -> None:
             )
         if tensor.device.type not in ("cpu", "meta"):
             raise KernelError(f"The sparse kernels run on the CPU, got {name} on {tensor.device}. Move it there.")
+    if bias is not None and bias.device.type != "cpu" and x.device.type == "cpu":
+        raise KernelError(f"Sparse linear takes x and bias on one device, got cpu and {bias.device}. Move one of them.")
     if bias is not None and tuple(bias.shape) != (out,):
         raise KernelError(f"Sparse linear takes a bias of shape ({out},), got {tuple(bias.shape)}.")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._native import Operand
-from ...core import NM, NMG, AbstractPattern, Transposable, instruction_set
+from ...core import NM, NMG, AbstractPattern, KernelError, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
 from .dispatch import choose_native, no_kernel, why_not
@@ -126,6 +126,8 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
             kept_per_8(packed.pattern),
             tensors.get("scale"),
         )
+    elif packed.device.type == "cuda":
+        raise KernelError(f"Sparse linear takes x on the device of the weight, {packed.device}, got x on cpu. Move it.")
     else:
         raise no_kernel(reasons)
     _operands[id(packed)] = operand
