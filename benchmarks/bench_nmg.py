@@ -1,8 +1,8 @@
 """n:m:g weights against torch's dense float32 linear, one thread, and the energy of their masks beside STen's.
 
-Writes `results/nmg.csv` beside this file: the same mask in the layout `nmg` and, for comparison, in `vector`. Every time
-is thread CPU time, calls take turns within one run, and only ratios within a run are compared. STen's own ratios were
-measured on another processor (AVX2), against that processor's dense linear.
+Writes `results/nmg.csv` beside this file: the same mask in the layout `nmg` and, for comparison, in `vector`. Every
+time is thread CPU time, calls take turns within one run, and only ratios within a run are compared. STen's own ratios
+were measured on another processor (AVX2), against that processor's dense linear.
 
     python benchmarks/bench_nmg.py [--quick]
 """
