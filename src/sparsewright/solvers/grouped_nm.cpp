@@ -2,8 +2,8 @@
 // with SPARSEWRIGHT_ISA as the suffix of the one function that leaves it; all of them do the same sums in the same
 // order, so the choice is the same.
 //
-// Method: successive shortest paths on the patterns (Ahuja, Magnanti, Orlin 1993, chapter 9). Every column starts at its
-// best pattern. While a pattern holds more than g columns, the cheapest chain of moves leads one column's worth of
+// Method: successive shortest paths on the patterns (Ahuja, Magnanti, Orlin 1993, chapter 9). Every column starts at
+// its best pattern. While a pattern holds more than g columns, the cheapest chain of moves leads one column's worth of
 // excess to a pattern with room: Dijkstra over the patterns, where moving column c from p to q costs what c loses, and
 // prices keep every cost from being negative. A tile has few patterns and little excess, so this takes microseconds.
 #include "grouped_nm.hpp"

@@ -1,7 +1,7 @@
 // What one call of the n:m:g assignment gets, and the one entry point that every instruction set provides.
 //
-// Rows lie in blocks of m, columns in chunks of patterns * g. In every tile (block, chunk) each column takes one pattern
-// and each pattern is taken by at most g columns, so that the summed score of what the columns keep is the largest.
+// Rows lie in blocks of m, columns in chunks of patterns * g. In every tile (block, chunk) each column takes one
+// pattern and each pattern is taken by at most g columns, so that the summed score of what they keep is the largest.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The n:m:g kernels of one instruction set. CMake compiles this file once per set, with SPARSEWRIGHT_ISA as the suffix of
-// the one function that leaves it.
+// The n:m:g kernels of one instruction set. CMake compiles this file once per set, with SPARSEWRIGHT_ISA as the suffix
+// of the one function that leaves it.
 #include "nmg_lane.hpp"
 #include "nmg_token.hpp"
 

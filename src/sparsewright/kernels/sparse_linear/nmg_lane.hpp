@@ -2,8 +2,8 @@
 // row blocks are multiplied with it. The sums of the n rows that a pattern keeps stay in registers over its g columns;
 // at the next pattern one of them changes its row.
 //
-// Every output is one chain of fused multiply-adds, chunk by chunk in the order of the patterns, whatever the tile, thread
-// or position in the batch: results do not depend on them.
+// Every output is one chain of fused multiply-adds, chunk by chunk in the order of the patterns, whatever the tile,
+// thread or position in the batch: results do not depend on them.
 #pragma once
 
 #include "activation.hpp"
@@ -57,14 +57,27 @@ __attribute__((noinline)) void accumulate_nmg(const NmgPass &pass, const float *
             for (int v = 0; v < NV; ++v) store(sums + b * block_sums + row * width + v * lanes, sum[b][j][v]);
     };
     const auto step = [&](int b, const float *w, const float *x) __attribute__((always_inline)) {
-        Wide weight[J];
+        // The fewer of weights and inputs wait in registers.
+        if constexpr (J > NV && registers == 16) {
+            Wide column[NV];
 #pragma GCC unroll 16
-        for (int j = 0; j < J; ++j) weight[j] = splat<Wide>(w[j]);
+            for (int v = 0; v < NV; ++v) column[v] = load<Wide>(x + v * lanes);
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) {
-            const Wide column = load<Wide>(x + v * lanes);
+            for (int j = 0; j < J; ++j) {
+                const Wide weight = splat<Wide>(w[j]);
 #pragma GCC unroll 16
-            for (int j = 0; j < J; ++j) sum[b][j][v] = multiply_add(weight[j], column, sum[b][j][v]);
+                for (int v = 0; v < NV; ++v) sum[b][j][v] = multiply_add(weight, column[v], sum[b][j][v]);
+            }
+        } else {
+            Wide weight[J];
+#pragma GCC unroll 16
+            for (int j = 0; j < J; ++j) weight[j] = splat<Wide>(w[j]);
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; ++v) {
+                const Wide column = load<Wide>(x + v * lanes);
+#pragma GCC unroll 16
+                for (int j = 0; j < J; ++j) sum[b][j][v] = multiply_add(weight[j], column, sum[b][j][v]);
+            }
         }
     };
     for (std::int64_t c = 0; c < pass.chunks; ++c) {
@@ -148,8 +161,8 @@ template <int J, class Value> struct NmgLane {
         places<M, NV>(pass, chunks, w, p.index + tile * slots, panel, sums, width);
     }
 
-    // All places of the patterns, J at a time. Chunk by chunk where that takes several turns, so that the order of a row's
-    // sums does not depend on how many chunks go together.
+    // All places of the patterns, J at a time. Chunk by chunk where that takes several turns, so that the order of a
+    // row's sums does not depend on how many chunks go together.
     template <int M, int NV>
     void places(NmgPass pass, Range chunks, const float *w, const std::int16_t *index, const float *panel, float *sums,
                 int width) const {

@@ -18,7 +18,7 @@ struct NmgProblem {
     std::int64_t in;
     std::int64_t out;
     const void *values;           // (chunks, blocks, patterns, g, n) float or half
-    const std::int16_t *index;    // (chunks, blocks, patterns, g) column inside its chunk; -1 in the last chunk: unfilled
+    const std::int16_t *index;    // (chunks, blocks, patterns, g) column in its chunk; -1 in the last chunk: unfilled
     const std::uint8_t *rows;     // (patterns, n) rows of the block, ascending
     std::int64_t chunks;
     std::int64_t blocks;

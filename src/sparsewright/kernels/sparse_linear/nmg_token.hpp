@@ -1,5 +1,5 @@
-// n:m:g with one token: reading the weights is the cost, so every tile is read once, in order. Products are summed place
-// by place over the chunks, since all tiles of a row block are built alike, and folded to rows at the end.
+// n:m:g with one token: reading the weights is the cost, so every tile is read once, in order. Products are summed
+// place by place over the chunks, since all tiles of a row block are built alike, and folded to rows at the end.
 #pragma once
 
 #include "activation.hpp"
