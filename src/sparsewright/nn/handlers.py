@@ -35,7 +35,7 @@ def _serves(table: dict[Any, Callable[..., Any]], *names: Any) -> Callable[[H], 
 
 def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     """`x @ W.T + bias`; autograd reaches the weight where it trains."""
-    if weight.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and weight.requires_grad:
         return train_product(x, weight, bias)
     return multiply_frozen(x, weight, bias)
 
