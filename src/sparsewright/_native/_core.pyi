@@ -13,6 +13,9 @@ class Operand:
         kept_per_8: int,
     ) -> None: ...
     def linear(self, x: int, x_stride: int, tokens: int, bias: int, y: int, kernel: int, threads: int) -> None: ...
+    def conv2d(
+        self, x: int, bias: int, y: int, geometry: tuple[int, ...], channels_last: bool, threads: int
+    ) -> None: ...
 
 class Int8Operand:
     def __init__(

@@ -1,5 +1,17 @@
 """Floor 3: operations on packed weights. One folder per operation: reference, native kernels, dispatch."""
 
+from .sparse_conv import conv2d, reference_conv2d, which_conv2d, why_not_conv2d
 from .sparse_linear import dispatch_table, linear, reference_linear, set_dispatch_table, which, why_not
 
-__all__ = ["dispatch_table", "linear", "reference_linear", "set_dispatch_table", "which", "why_not"]
+__all__ = [
+    "conv2d",
+    "dispatch_table",
+    "linear",
+    "reference_conv2d",
+    "reference_linear",
+    "set_dispatch_table",
+    "which",
+    "which_conv2d",
+    "why_not",
+    "why_not_conv2d",
+]
