@@ -75,7 +75,26 @@ template <int G, class Value> struct Convolution {
         Memory memory;
     };
 
-    template <int NV> static void tile(const ConvProblem &p, const Work &work, std::int64_t begin, std::int64_t tokens) {
+    // Inputs that the next panel reads. Where an image is unfolded it has just been written and is near anyway.
+    static Ahead next_panel(const ConvProblem &p, const Work &work, std::int64_t pass, std::int64_t begin,
+                            std::int64_t tokens, std::int64_t next_tokens) {
+        if (p.kernel_h * p.kernel_w != 1 || work.image.out_h != 1) return {};
+        const bool last = pass + 1 == work.passes;
+        const Range blocks = share(p.weight.blocks, work.passes, last ? 0 : pass + 1);
+        const std::int64_t first = smaller(blocks.begin * p.weight.block_columns, p.weight.in);
+        const std::int64_t rows = smaller(blocks.end * p.weight.block_columns, p.weight.in) - first;
+        return stretched(work.image.data + work.memory.offsets[first] + begin + (last ? tokens : 0), work.image.channel,
+                         last && !next_tokens ? 0 : rows, last ? next_tokens : tokens);
+    }
+
+    // Rows seldom begin with a line of the cache, so that they may end in one more.
+    static Ahead stretched(const float *row, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
+        return {row, stride, rows > 0 ? rows : 0, columns + 15};
+    }
+
+    template <int NV>
+    static void tile(const ConvProblem &p, const Work &work, std::int64_t begin, std::int64_t tokens,
+                     std::int64_t next_tokens) {
         constexpr int M = Lane::side_by_side(NV), width = NV * lanes;
         const LinearProblem &weight = p.weight;
         const Memory &memory = work.memory;
@@ -87,13 +106,29 @@ template <int G, class Value> struct Convolution {
                    smaller(blocks.begin * weight.block_columns, weight.in),
                    smaller(blocks.end * weight.block_columns, weight.in), tokens, width, memory.panel);
             const bool last = pass + 1 == work.passes;
+            Ahead x_ahead = next_panel(p, work, pass, begin, tokens, next_tokens);
+            const std::int64_t x_lines = divide_up(x_ahead.lines() * M, work.rows_of.end - work.rows_of.begin);
+            // y of a chunk is fetched while the chunk before it is summed up.
+            const auto y_of = [&](std::int64_t of) -> Ahead {
+                const std::int64_t row = of * G, end = smaller(of + Lane::chunk_groups, work.rows_of.end) * G;
+                const std::int64_t rows = smaller(end, weight.out) - row;
+                if (!last || of >= work.rows_of.end) return {};
+                if (p.channels_last) return stretched(work.y + begin * weight.out + row, weight.out, tokens, rows);
+                return stretched(work.y + row * pixels + begin, pixels, rows, tokens);
+            };
+            y_of(work.rows_of.begin).template fetch<true>(INT64_MAX);
             for (std::int64_t chunk = work.rows_of.begin; chunk < work.rows_of.end; chunk += Lane::chunk_groups) {
                 const std::int64_t end = smaller(chunk + Lane::chunk_groups, work.rows_of.end);
                 float *sums = memory.sums + (work.passes == 1 ? 0 : (chunk - work.rows_of.begin) * G * width);
+                Ahead y_ahead = y_of(end);
+                const std::int64_t y_lines = divide_up(y_ahead.lines() * M, end - chunk);
                 std::int64_t g = chunk;
-                for (; g + M <= end; g += M)
+                for (; g + M <= end; g += M) {
+                    x_ahead.template fetch<false>(x_lines);
+                    y_ahead.template fetch<true>(y_lines);
                     Lane::template groups<M, NV>(weight, g, blocks.begin, blocks.end - blocks.begin, memory.panel,
                                                  sums + (g - chunk) * G * width, memory.spans, memory.stage);
+                }
                 if constexpr (M > 1)
                     for (; g < end; ++g)
                         Lane::template groups<1, NV>(weight, g, blocks.begin, blocks.end - blocks.begin, memory.panel,
@@ -164,7 +199,9 @@ template <int G, class Value> struct Convolution {
                     const Range tile_of = share(vectors.end - vectors.begin, tiles, i);
                     const std::int64_t begin = (vectors.begin + tile_of.begin) * lanes;
                     const std::int64_t tokens = smaller((vectors.begin + tile_of.end) * lanes, pixels) - begin;
-                    const auto call = [&]<int NV>() { tile<NV>(p, work, begin, tokens); };
+                    const std::int64_t rest = smaller(vectors.end * lanes, pixels) - begin - tokens;
+                    const std::int64_t next = smaller(rest, width);
+                    const auto call = [&]<int NV>() { tile<NV>(p, work, begin, tokens, next); };
                     with_count<Lane::most_vectors>(tile_of.end - tile_of.begin, call);
                 }
             }
