@@ -59,7 +59,8 @@ def pack_(
     Args:
         model: after `sparsify_`: zeros in `weight`, and `weight_mask` beside it. Packed layers lose their mask.
         target: name, profile file or target that says what wins.
-        tokens: rows of input that the layers will see; several are averaged.
+        tokens: rows of input that the layers will see, of a convolution its output pixels; several are averaged. A
+            convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens.
         plan: pattern, layout and value type of each layer; without it the pattern is read off the mask.
         value_dtype: of all layers, over the plan's.
         force: pack without asking the target (for size, or because the target is known).
@@ -90,7 +91,7 @@ def pack_(
     if not work:
         raise ModelError("No layer of this model is masked, so there is nothing to pack. Call sparsify_ first.")
     if machine is not None:
-        _prepare(machine, [(ref.shape, layer) for ref, _, layer in work if ref.runs_packed], counts)
+        _prepare(machine, [(ref.shape, layer) for ref, _, layer in work if _can_pack(ref, layer)], counts)
     # All new weights first, so that an error leaves the model as it was.
     made = [_make(ref, mask, layer, machine, counts) for ref, mask, layer in work]
     for (ref, _, _), (_, replacement) in zip(work, made):
@@ -137,6 +138,8 @@ def _make(
         return _kept(ref, layer, None, f"{layer.pattern} with {layer.value_dtype} values has no packed form"), None
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
+    if layer.value_dtype not in ref.view.value_types:
+        return _kept(ref, layer, None, f"{ref.kind} layers have no kernel for {layer.value_dtype} values"), None
     reasons = machine.can_run(layer.pattern, ref.shape) if machine is not None else layer.pattern.why_not(ref.shape)
     if reasons:
         return _kept(ref, layer, None, "; ".join(reasons)), None
@@ -155,7 +158,11 @@ def _make(
         ref.name, ref.shape, str(layer.pattern), packed.layout, layer.value_dtype, True, ratio, packed.size_bytes
     )
     seen = weight.dtype if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
-    return row, SparseTensor(packed, transposed=ref.kind == "transposed", dtype=seen)
+    return row, ref.as_tensor(packed, seen)
+
+
+def _can_pack(ref: LayerRef, layer: LayerPlan) -> bool:
+    return ref.runs_packed and layer.value_dtype in ref.view.value_types
 
 
 def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> PackedLayer:

@@ -1,6 +1,6 @@
 """Floor 4: packed weights inside unmodified modules."""
 
-from . import handlers
+from . import convolution, handlers
 from .report import DispatchRow, dense_layers, dispatch_report, masks
 from .sparse_tensor import SparseTensor, allow_loading, as_parameter, restore
 
@@ -9,6 +9,7 @@ __all__ = [
     "SparseTensor",
     "allow_loading",
     "as_parameter",
+    "convolution",
     "dense_layers",
     "dispatch_report",
     "handlers",
