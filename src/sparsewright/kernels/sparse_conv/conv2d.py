@@ -1,6 +1,8 @@
 """`conv2d`: the public door. Straight to the kernel in eager inference, the registered operator everywhere else."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.nn import functional
 from ...layouts import PackedWeight
 from ..sparse_linear.linear import _needs_operator
 from ..sparse_linear.operand import NativeOperand, native_operand
-from .dispatch import which_conv2d
+from .dispatch import against_weight, no_kernel, why_not_conv2d
 from .geometry import Geometry, Padding, check_call, geometry
 from .op import run_native
 
@@ -48,19 +50,34 @@ def conv2d(
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
     """
-    how = geometry(kernel_size, stride, padding, dilation, groups)
+    how = _geometry(kernel_size, stride, padding, dilation, groups)
     if x.dim() == 3:
         return _batched(x.unsqueeze(0), packed, bias, how).squeeze(0)
     return _batched(x, packed, bias, how)
 
 
+@functools.lru_cache(maxsize=1024)
+def _remembered(*sizes: Any) -> Geometry:
+    return geometry(*sizes)
+
+
+def _geometry(*sizes: Any) -> Geometry:
+    """Layers ask the same again and again; tracers must not remember what they saw."""
+    if torch.compiler.is_compiling() or any(isinstance(size, list) for size in sizes):
+        return geometry(*sizes)
+    return _remembered(*sizes)
+
+
 def _batched(x: Tensor, packed: PackedWeight, bias: Tensor | None, how: Geometry) -> Tensor:
     out, columns = packed.shape
-    if which_conv2d(packed, how.groups) == "masked_dense":
+    if packed.layout == "masked":
         weight = packed.tensors["values"].to(x.dtype).view(out, -1, *how.kernel)
         top, bottom, left, right = how.padding
         padded = functional.pad(x, (left, right, top, bottom)) if any(how.padding) else x
         return functional.conv2d(padded, weight, bias, how.stride, 0, how.dilation, how.groups)
+    against = against_weight(packed, how.groups)
+    if against:
+        raise no_kernel(why_not_conv2d(packed, how.groups))
     check_call(x, out, columns, bias, how)
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         tensors = packed.tensors
@@ -79,6 +96,6 @@ def _batched(x: Tensor, packed: PackedWeight, bias: Tensor | None, how: Geometry
         )
         return y
     operand = native_operand(packed)
-    # `which_conv2d` has let only the layout of this operand through.
+    # `against_weight` has let only the layout of this operand through.
     assert isinstance(operand, NativeOperand)
     return run_native(operand, x, bias, how)

@@ -22,7 +22,10 @@ def why_not_conv2d(packed: PackedWeight, groups: int = 1) -> dict[str, list[str]
     Returns:
         Kernel name -> reasons; an empty list means that it is able.
     """
-    return {"pixel_lane": _against_pixel_lane(packed, groups), "masked_dense": _against_layout(packed, "masked")}
+    against = against_weight(packed, groups)
+    if packed.layout == "vector" and packed.device.type != "cpu":
+        against.append(f"it runs on the CPU, the weight is on {packed.device}")
+    return {"pixel_lane": against, "masked_dense": _against_layout(packed, "masked")}
 
 
 def which_conv2d(packed: PackedWeight, groups: int = 1) -> str:
@@ -34,25 +37,29 @@ def which_conv2d(packed: PackedWeight, groups: int = 1) -> str:
     said = why_not_conv2d(packed, groups)
     able = [name for name, against in said.items() if not against]
     if not able:
-        each = "; ".join(f"{name}: {', '.join(against)}" for name, against in said.items())
-        raise KernelError(
-            f"No kernel runs sparse convolution here. {each}. Pack the weight for it, or leave the layer dense."
-        )
+        raise no_kernel(said)
     return able[0]
+
+
+def no_kernel(said: dict[str, list[str]]) -> KernelError:
+    """The error that lists each candidate's reasons."""
+    each = "; ".join(f"{name}: {', '.join(against)}" for name, against in said.items())
+    return KernelError(
+        f"No kernel runs sparse convolution here. {each}. Pack the weight for it, or leave the layer dense."
+    )
 
 
 def _against_layout(packed: PackedWeight, layout: str) -> list[str]:
     return [] if packed.layout == layout else [f"it reads the layout {layout!r}, the weight has {packed.layout!r}"]
 
 
-def _against_pixel_lane(packed: PackedWeight, groups: int) -> list[str]:
+def against_weight(packed: PackedWeight, groups: int) -> list[str]:
+    """Reasons why the native kernel could not run this weight anywhere; empty if it could on the CPU."""
     reasons = _against_layout(packed, "vector")
     if reasons:
         return reasons
     if packed.value_dtype not in (torch.float32, torch.float16):
         reasons.append(f"it multiplies float32 and float16 values, the weight has {packed.value_dtype}")
-    if packed.device.type != "cpu":
-        reasons.append(f"it runs on the CPU, the weight is on {packed.device}")
     rows = packed.tensors["values"].shape[1]
     if groups > 1 and packed.shape[0] % (groups * rows):
         reasons.append(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from ...core import KernelError
@@ -105,7 +106,7 @@ def check_call(x: Tensor, out: int, columns: int, bias: Tensor | None, how: Geom
             f"{tuple(x.shape)}. Pad more."
         )
     for name, tensor in (("x", x), ("bias", bias)):
-        if tensor is not None and str(tensor.dtype) != "torch.float32":
+        if tensor is not None and tensor.dtype != torch.float32:
             raise KernelError(
                 f"The sparse kernels compute in float32, got {name} of {tensor.dtype}. Cast it, or leave it dense."
             )
