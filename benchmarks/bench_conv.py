@@ -1,8 +1,8 @@
 """Sparse convolutions against onnxruntime's and torch's dense float32 ones: batch 1, one thread.
 
-Writes `results/conv.csv` beside this file. Every figure is thread CPU time; onnxruntime, torch and ours take turns within
-one run, and only ratios within a run are compared. Channels first and channels last are timed for torch and for ours;
-onnxruntime, which chooses its own format inside, stands against both.
+Writes `results/conv.csv` beside this file. Every figure is thread CPU time; onnxruntime, torch and ours take turns
+within one run, and only ratios within a run are compared. Channels first and channels last are timed for torch and for
+ours; onnxruntime, which chooses its own format inside, stands against both.
 
     python benchmarks/bench_conv.py [--quick]
 """
@@ -11,7 +11,6 @@ import argparse
 import csv
 import datetime
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import onnx
 import onnxruntime
 import torch
-from bench_linear import machine, timed
 from onnx import TensorProto, helper
 from torch import Tensor
 from torch.nn import functional
@@ -29,6 +27,7 @@ import sparsewright
 from sparsewright import kernels
 from sparsewright._native import instruction_set
 from sparsewright.core import parse_pattern
+from sparsewright.hardware import interleave, speedup, this_machine
 from sparsewright.layouts import pack
 from sparsewright.solvers import solve_mask
 
@@ -62,7 +61,10 @@ def measure(shape: tuple[int, int, int], patterns: tuple[str, ...], rounds: int)
     """One row per pattern and memory format."""
     channels, size, kernel = shape
     torch.manual_seed(0)
-    weight, bias = torch.randn(channels, channels, kernel, kernel) / (channels * kernel**2) ** 0.5, torch.zeros(channels)
+    weight, bias = (
+        torch.randn(channels, channels, kernel, kernel) / (channels * kernel**2) ** 0.5,
+        torch.zeros(channels),
+    )
     first = torch.randn(1, channels, size, size)
     inputs = {"channels first": first, "channels last": first.to(memory_format=torch.channels_last)}
     rival = onnx_dense(weight, bias, size)
@@ -78,12 +80,12 @@ def measure(shape: tuple[int, int, int], patterns: tuple[str, ...], rounds: int)
             calls[f"{text} {order}"] = lambda x=x, packed=packed: kernels.conv2d(
                 x, packed, bias, kernel_size=kernel, padding=kernel // 2
             )
-    taken = timed(calls, rounds, slice_s=4e-3)
-    middle = {name: statistics.median(samples) for name, samples in taken.items()}
+    taken = interleave(calls, rounds=(rounds, rounds))
     rows = []
     for text in patterns:
         for order in inputs:
-            low, median, high = statistics.quantiles(taken[f"{text} {order}"], n=4)
+            ours, theirs = taken[f"{text} {order}"], taken[f"torch {order}"]
+            low, high = ours.quartiles()
             multiply_adds = parse_pattern(text).density * weight.numel() * size**2
             rows.append(
                 {
@@ -92,14 +94,14 @@ def measure(shape: tuple[int, int, int], patterns: tuple[str, ...], rounds: int)
                     "kernel": kernel,
                     "pattern": text,
                     "format": order,
-                    "onnxruntime_us": round(1e6 * middle["onnxruntime"], 1),
-                    "torch_us": round(1e6 * middle[f"torch {order}"], 1),
-                    "sparse_us": round(1e6 * median, 1),
+                    "onnxruntime_us": round(1e6 * taken["onnxruntime"].median, 1),
+                    "torch_us": round(1e6 * theirs.median, 1),
+                    "sparse_us": round(1e6 * ours.median, 1),
                     "sparse_us_q1": round(1e6 * low, 1),
                     "sparse_us_q3": round(1e6 * high, 1),
-                    "speedup_over_onnxruntime": round(middle["onnxruntime"] / median, 2),
-                    "speedup_over_torch": round(middle[f"torch {order}"] / median, 2),
-                    "useful_gflops": round(2e-9 * multiply_adds / median, 1),
+                    "speedup_over_onnxruntime": round(speedup(ours, taken["onnxruntime"]).value, 2),
+                    "speedup_over_torch": round(speedup(ours, theirs).value, 2),
+                    "useful_gflops": round(2e-9 * multiply_adds / ours.median, 1),
                     "goal_over_onnxruntime": GATES.get(shape, "") if text.endswith("10%") else "",
                 }
             )
@@ -114,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     where = {
-        "machine": machine(),
+        "machine": this_machine().cpu,
         "instruction_set": instruction_set(),
         "threads": 1,
         "torch": torch.__version__,
@@ -125,7 +127,7 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     rows: list[dict[str, object]] = []
     for shape in SHAPES[:2] if options.quick else SHAPES:
-        for row in measure(shape, QUICK_PATTERNS if options.quick else PATTERNS, 7 if options.quick else 15):
+        for row in measure(shape, QUICK_PATTERNS if options.quick else PATTERNS, 15 if options.quick else 40):
             rows.append({**row, **where})
             print(
                 f"{shape[2]}x{shape[2]}, {shape[0]} channels, {shape[1]}x{shape[1]}, {row['pattern']} {row['format']}: "

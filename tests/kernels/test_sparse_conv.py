@@ -203,9 +203,7 @@ def test_the_operator_passes_the_checks_of_torch(packed_weight):
         torch.ops.sparsewright.conv2d.default, (channels_last(x.detach()), *tensors, None, 12, *sizes)
     )
     grad = conv2d(x.detach(), packed, kernel_size=3, stride=(2, 1), padding=(1, 1, 0, 2)).requires_grad_()
-    torch.library.opcheck(
-        torch.ops.sparsewright.conv2d_input_grad.default, (grad, *tensors, [2, 5, 9, 10], *sizes)
-    )
+    torch.library.opcheck(torch.ops.sparsewright.conv2d_input_grad.default, (grad, *tensors, [2, 5, 9, 10], *sizes))
 
 
 def test_what_no_kernel_can_do_is_refused_with_reasons(packed_weight):

@@ -1,4 +1,4 @@
-"""A packed weight inside unmodified convolutions: it computes, copies, saves, compiles, and never turns dense by itself."""
+"""A packed weight inside unmodified convolutions: it computes, copies, saves, compiles, never turns dense by itself."""
 
 import copy
 import io

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from .. import layouts
 from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType, suggest
 from ..models import LayerRef, layers
 from ..nn import SparseTensor, as_parameter
+from .convolution_time import ConvolutionTimer
 from .operands import TORCH_DTYPES
 from .target import AbstractTarget, load_target, runs_with
+from .this import ThisTarget
 
 _MASK = "weight_mask"
 
@@ -53,6 +55,7 @@ def pack_(
     plan: Plan | None = None,
     value_dtype: ValueType | None = None,
     force: bool = False,
+    batch: Any = None,
 ) -> list[PackedLayer]:
     """Replace the weight of every masked layer by its packed form where that is faster than dense, in place.
 
@@ -60,10 +63,13 @@ def pack_(
         model: after `sparsify_`: zeros in `weight`, and `weight_mask` beside it. Packed layers lose their mask.
         target: name, profile file or target that says what wins.
         tokens: rows of input that the layers will see, of a convolution its output pixels; several are averaged. A
-            convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens.
+            convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
+            there is a `batch`.
         plan: pattern, layout and value type of each layer; without it the pattern is read off the mask.
         value_dtype: of all layers, over the plan's.
         force: pack without asking the target (for size, or because the target is known).
+        batch: an input of the model (a mapping, a tuple or a tensor). With it, and `this` machine as the target, every
+            convolution is timed as it will run, on the inputs that the model gives it.
 
     Returns:
         One row per masked layer, in the order of the model.
@@ -91,9 +97,15 @@ def pack_(
     if not work:
         raise ModelError("No layer of this model is masked, so there is nothing to pack. Call sparsify_ first.")
     if machine is not None:
-        _prepare(machine, [(ref.shape, layer) for ref, _, layer in work if _can_pack(ref, layer)], counts)
+        asked = [(ref.shape, layer) for ref, _, layer in work if _can_pack(ref, layer)]
+        if batch is not None and isinstance(machine, ThisTarget):
+            asked = [(ref.shape, layer) for ref, _, layer in work if _can_pack(ref, layer) and ref.kind != "conv2d"]
+        _prepare(machine, asked, counts)
     # All new weights first, so that an error leaves the model as it was.
-    made = [_make(ref, mask, layer, machine, counts) for ref, mask, layer in work]
+    timer = None
+    if batch is not None and isinstance(machine, ThisTarget):
+        timer = ConvolutionTimer(model, batch, [ref for ref, _, _ in work], machine.threads)
+    made = [_make(ref, mask, layer, machine, counts, timer) for ref, mask, layer in work]
     for (ref, _, _), (_, replacement) in zip(work, made):
         _install(ref, replacement)
     return [row for row, _ in made]
@@ -129,7 +141,12 @@ Replacement = SparseTensor | None
 
 
 def _make(
-    ref: LayerRef, mask: Tensor | None, layer: LayerPlan, machine: AbstractTarget | None, tokens: list[int]
+    ref: LayerRef,
+    mask: Tensor | None,
+    layer: LayerPlan,
+    machine: AbstractTarget | None,
+    tokens: list[int],
+    timer: ConvolutionTimer | None,
 ) -> tuple[PackedLayer, Replacement]:
     ratio: float | None = None
     if mask is not None and layer.is_dense:
@@ -143,7 +160,16 @@ def _make(
     reasons = machine.can_run(layer.pattern, ref.shape) if machine is not None else layer.pattern.why_not(ref.shape)
     if reasons:
         return _kept(ref, layer, None, "; ".join(reasons)), None
-    if machine is not None:
+    weight = ref.get_weight()
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    if timer is not None and ref.kind == "conv2d":
+        packed = layouts.pack(weight, kept, layer.layout, layer.pattern, TORCH_DTYPES[layer.value_dtype])
+        ratio = timer.ratio(ref, packed)
+        if ratio is None:
+            return _kept(ref, layer, None, "the batch never reaches it, so it could not be timed"), None
+        if ratio >= 1.0:
+            return _kept(ref, layer, ratio, f"dense is faster on its inputs here: {1 / ratio:.2f}x"), None
+    elif machine is not None:
         try:
             costs = [machine.layer_cost(ref.shape, layer.pattern, count, layer.value_dtype) for count in tokens]
         except ProfileError as error:
@@ -151,8 +177,6 @@ def _make(
         ratio = sum(cost.ratio for cost in costs) / len(costs)
         if ratio >= 1.0:
             return _kept(ref, layer, ratio, f"dense is faster here: {1 / ratio:.2f}x at {tokens} tokens"), None
-    weight = ref.get_weight()
-    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     packed = layouts.pack(weight, kept, layer.layout, layer.pattern, TORCH_DTYPES[layer.value_dtype])
     row = PackedLayer(
         ref.name, ref.shape, str(layer.pattern), packed.layout, layer.value_dtype, True, ratio, packed.size_bytes

@@ -85,7 +85,8 @@ def convolution(
     """`torch.convolution` with a packed weight; transposed convolutions have no kernel."""
     if transposed:
         raise KernelError(
-            "A transposed convolution has no kernel for a packed weight. Call `.dense()` on the weight, or leave it unpacked."
+            "A transposed convolution has no kernel for a packed weight. Call `.dense()` on the weight, or leave it "
+            "unpacked."
         )
     run = conv1d if weight.dim() == 3 else conv2d
     return run(input, weight, bias, stride, padding, dilation, groups)

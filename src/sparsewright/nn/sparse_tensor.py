@@ -1,10 +1,9 @@
 """`SparseTensor`: a tensor subclass around a packed weight, so that unmodified modules run it.
 
-It sits in `nn.Linear.weight` (or in the `(in, out)` weight of transformers' `Conv1D`, or, with its true four dimensions,
-in `nn.Conv2d.weight`) as a parameter. A class-level
-`__torch_function__` catches `F.linear`, `addmm` and products, because under autograd `F.linear` would be cut into `t`
-and `addmm` first; `__torch_dispatch__` carries copies, moves and views. Whatever else would need the dense values
-raises: nothing turns dense by itself.
+It sits in `nn.Linear.weight` (or in the `(in, out)` weight of transformers' `Conv1D`, or, in four dimensions, in
+`nn.Conv2d.weight`) as a parameter. A class-level `__torch_function__` catches `F.linear`, convolutions, `addmm` and
+products, because under autograd `F.linear` would be cut into `t` and `addmm` first; `__torch_dispatch__` carries
+copies, moves and views. Whatever else would need the dense values raises: nothing turns dense by itself.
 """
 
 import math
@@ -204,8 +203,12 @@ def restore(
     if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
         raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
     whole = view_shape is None or (isinstance(view_shape, tuple) and all(isinstance(size, int) for size in view_shape))
-    if not whole or (view_shape is not None and (view_shape[:1] != shape[:1] or math.prod(view_shape) != math.prod(shape))):
-        raise BundleError(f"A packed weight {shape} cannot be seen as {view_shape!r}: the file is damaged. Write it again.")
+    if not whole or (
+        view_shape is not None and (view_shape[:1] != shape[:1] or math.prod(view_shape) != math.prod(shape))
+    ):
+        raise BundleError(
+            f"A packed weight {shape} cannot be seen as {view_shape!r}: the file is damaged. Write it again."
+        )
     packed = layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
     tensor = SparseTensor(packed, bool(transposed) and view_shape is None, dtype, view_shape)
     return as_parameter(tensor) if parameter else tensor

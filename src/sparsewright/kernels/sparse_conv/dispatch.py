@@ -63,7 +63,7 @@ def against_weight(packed: PackedWeight, groups: int) -> list[str]:
     rows = packed.tensors["values"].shape[1]
     if groups > 1 and packed.shape[0] % (groups * rows):
         reasons.append(
-            f"the {packed.shape[0] // groups} outputs of each of the {groups} groups of channels are no multiple of the "
+            f"{packed.shape[0] // groups} outputs in each of the {groups} groups of channels are no multiple of the "
             f"{rows} rows that share a choice"
         )
     return reasons

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from ...core import KernelError
 from ...layouts.vector import unpack_operand
@@ -44,10 +45,10 @@ def channels_come_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def empty_output(x: Tensor, out: int, how: Geometry) -> Tensor:
-    """Room for the output `(batch, out, height, width)` in the memory format of x."""
+def empty_output(x: Tensor, out: int, how: Geometry, last: bool) -> Tensor:
+    """Room for the output `(batch, out, height, width)`, channels last or first."""
     size = (x.shape[0], out, *how.out_size(x.shape[2], x.shape[3]))
-    layout = torch.channels_last if channels_come_last(x) else torch.contiguous_format
+    layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
@@ -58,13 +59,13 @@ def run_native(operand: NativeOperand, x: Tensor, bias: Tensor | None, how: Geom
         x = x.contiguous()
     if bias is not None:
         bias = bias.contiguous()
-    y = empty_output(x, operand.out, how)
+    y = empty_output(x, operand.out, how, last)
     if not y.numel():
         return y
     batch, channels, height, width = x.shape
     out_h, out_w = y.shape[2], y.shape[3]
     pixels = batch * out_h * out_w
-    top, bottom, left, right = how.padding
+    top, _, left, _ = how.padding
     if how.groups == 1 and not any(how.padding):
         # Every output pixel reads memory that lies in one piece, so that it is a token of sparse linear.
         if last and how.is_pointwise:
@@ -115,7 +116,7 @@ def _conv2d_cpu(
 def _conv2d_fake(
     x: Tensor, values: Tensor, index: Tensor, pointers: Tensor, bias: Tensor | None, out: int, *sizes: Any
 ) -> Tensor:
-    return empty_output(x, out, geometry_of(*sizes))
+    return empty_output(x, out, geometry_of(*sizes), channels_come_last(x))
 
 
 def _input_grad_cpu(
@@ -128,7 +129,7 @@ def _input_grad_cpu(
     weight = weight.view(grad.shape[1], -1, *how.kernel)
     top, bottom, left, right = how.padding
     padded = (batch, channels, height + top + bottom, width + left + right)
-    of_padded = torch.nn.grad.conv2d_input(padded, weight, grad, how.stride, 0, how.dilation, how.groups)
+    of_padded: Tensor = conv2d_input(padded, weight, grad, how.stride, 0, how.dilation, how.groups)
     return of_padded[:, :, top : top + height, left : left + width].contiguous()
 
 
