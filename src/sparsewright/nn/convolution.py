@@ -18,9 +18,11 @@ _Sizes = int | Sequence[int]
 
 def _kernel(weight: Any, x: Any, dims: int, operation: str) -> tuple[int, ...]:
     """Kernel size of a packed weight `(out, channels, *kernel)`; refuses everything else."""
-    if type(weight) is not SparseTensor or type(x) is SparseTensor or weight.dim() != dims + 2:
+    # Asking the tensor itself for its shape would come back through `__torch_function__`, some microseconds later.
+    seen = weight.view_shape if type(weight) is SparseTensor and type(x) is not SparseTensor else None
+    if seen is None or len(seen) != dims + 2:
         raise needs_dense(f"{operation} with a packed tensor elsewhere than as the weight of {dims + 2} dimensions")
-    return tuple(weight.shape[2:])
+    return seen[2:]
 
 
 def conv2d(

@@ -34,7 +34,7 @@ def _serves(table: dict[Any, Callable[..., Any]], *names: Any) -> Callable[[H], 
 @_serves(FUNCTIONS, F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with a packed weight."""
-    if type(weight) is not SparseTensor or weight.transposed or weight.dim() != 2 or type(input) is SparseTensor:
+    if type(weight) is not SparseTensor or weight.transposed or weight.view_shape or type(input) is SparseTensor:
         raise needs_dense("F.linear with a packed tensor elsewhere than as the (out, in) weight")
     return multiply(input, weight.packed, bias)
 

@@ -63,9 +63,13 @@ def _remembered(*sizes: Any) -> Geometry:
 
 def _geometry(*sizes: Any) -> Geometry:
     """Layers ask the same again and again; tracers must not remember what they saw."""
-    if torch.compiler.is_compiling() or any(isinstance(size, list) for size in sizes):
+    if torch.compiler.is_compiling():
         return geometry(*sizes)
-    return _remembered(*sizes)
+    try:
+        return _remembered(*sizes)
+    except TypeError:
+        # Lists cannot be remembered.
+        return geometry(*sizes)
 
 
 def _batched(x: Tensor, packed: PackedWeight, bias: Tensor | None, how: Geometry) -> Tensor:

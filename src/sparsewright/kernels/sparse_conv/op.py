@@ -60,10 +60,10 @@ def run_native(operand: NativeOperand, x: Tensor, bias: Tensor | None, how: Geom
     if bias is not None:
         bias = bias.contiguous()
     y = empty_output(x, operand.out, how, last)
-    if not y.numel():
-        return y
     batch, channels, height, width = x.shape
-    out_h, out_w = y.shape[2], y.shape[3]
+    _, _, out_h, out_w = y.shape
+    if not batch:
+        return y
     pixels = batch * out_h * out_w
     top, _, left, _ = how.padding
     if how.groups == 1 and not any(how.padding):
