@@ -7,7 +7,8 @@ MobileNetV2 on a sample of ImageNet (there are no train images: every fifth imag
 top-1 on the others; only blocks 11 to 18, which hold most of the weights, are sparse). Convolutions are sparsified by
 SparseGPT, and packed where that is faster for one image on this machine. Depthwise convolutions stay dense: nine
 weights per channel leave nothing to skip. Latency is the median thread CPU time of one image, one thread, dense and
-sparse taking turns. The data are not part of this repository: SPARSEWRIGHT_ASSETS names their folder.
+sparse taking turns: the column `speedup` compares the two within a row's own run, while milliseconds of different rows
+were taken minutes apart and do not compare. The data are not part of this repository: SPARSEWRIGHT_ASSETS names their folder.
 """
 
 import argparse
@@ -182,7 +183,8 @@ def rows_of(
 ) -> list[dict[str, object]]:
     """A row for the dense model and one per plan."""
     one = test[0][:1]
-    base = {"model": name, "images": len(test[1])}
+    spent = minutes if train else 0.0
+    base = {"model": name, "images": len(test[1]), "recovery_minutes": spent}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save_file({key: value.contiguous() for key, value in dense.state_dict().items()}, path)
@@ -193,8 +195,8 @@ def rows_of(
             model = copy.deepcopy(dense)
             sw.sparsify_(model, plan, method="sparsegpt", data=list(calibration.split(32)))
             one_shot = top1(model, *test)
-            if train and minutes > 0:
-                recover(model, dense, train, minutes=minutes, family="classifier", lr=1e-3)
+            if spent > 0:
+                recover(model, dense, train, minutes=spent, family="classifier", lr=1e-3)
             packed = sw.pack_(model, batch=one)
             sw.save(model, path)
             calls = {"dense": lambda: dense(one), "sparse": lambda model=model: model(one)}
@@ -258,7 +260,6 @@ def main() -> None:
         "machine": this_machine().cpu,
         "instruction_set": instruction_set(),
         "threads": 1,
-        "recovery_minutes": minutes,
         "torch": torch.__version__,
         "sparsewright": sw.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
