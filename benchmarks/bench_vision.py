@@ -8,7 +8,8 @@ top-1 on the others; only blocks 11 to 18, which hold most of the weights, are s
 SparseGPT, and packed where that is faster for one image on this machine. Depthwise convolutions stay dense: nine
 weights per channel leave nothing to skip. Latency is the median thread CPU time of one image, one thread, dense and
 sparse taking turns: the column `speedup` compares the two within a row's own run, while milliseconds of different rows
-were taken minutes apart and do not compare. The data are not part of this repository: SPARSEWRIGHT_ASSETS names their folder.
+were taken minutes apart and do not compare. The data are not part of this repository: SPARSEWRIGHT_ASSETS names their
+folder.
 """
 
 import argparse
