@@ -148,7 +148,7 @@ def test_a_plan_decides_pattern_and_value_dtype_of_masked_layers(tmp_path: Path,
     assert (row.pattern, row.dtype) == ("2:4", "fp16")
 
 
-def test_a_convolution_comes_back_with_zeros_and_its_mask(tmp_path: Path) -> None:
+def test_a_masked_convolution_comes_back_packed_with_its_mask(tmp_path: Path) -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Conv2d(8, 16, 3))
     mask = torch.rand(16, 8, 3, 3) < 0.4
@@ -160,6 +160,19 @@ def test_a_convolution_comes_back_with_zeros_and_its_mask(tmp_path: Path) -> Non
     model[0].register_buffer("weight_mask", mask)
     save(model, tmp_path / "m.safetensors")
     assert verify(tmp_path / "m.safetensors").ok
+    again = load(tmp_path / "m.safetensors", nn.Sequential(nn.Conv2d(8, 16, 3)))
+    assert torch.equal(masks(again)["0"], mask)
+    assert torch.equal(again[0].weight.dense(), model[0].weight)
+
+
+def test_an_int8_plan_leaves_a_convolution_masked(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3))
+    mask = (torch.arange(72) % 2 == 0).expand(16, 72).reshape(16, 8, 3, 3).clone()
+    with torch.no_grad():
+        model[0].weight.mul_(mask)
+    model[0].register_buffer("weight_mask", mask)
+    save(model, tmp_path / "m.safetensors", plan=Plan.uniform(["0"], "4x1@50%", "int8"))
     again = load(tmp_path / "m.safetensors", nn.Sequential(nn.Conv2d(8, 16, 3)))
     assert torch.equal(again[0].weight_mask, mask)
     assert torch.equal(again[0].weight, model[0].weight)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsewright.core import LayerPlan, ModelError, Plan, PlanError, parse_pattern
-from sparsewright.hardware import AbstractTarget, Cost, pack_
+from sparsewright.hardware import AbstractTarget, Cost, CostStore, ThisTarget, pack_
 from sparsewright.models import layers, sparsify_
 from sparsewright.nn import SparseTensor
 
@@ -128,3 +128,50 @@ def test_a_plan_that_the_mask_breaks_is_refused_and_nothing_changes(model):
     with pytest.raises(PlanError, match="its mask breaks it"):
         pack_(model, plan=Plan.uniform([ref.name for ref in layers(model)], "1:4"), force=True)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def convolutions():
+    torch.manual_seed(0)
+    parts = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.Conv2d(32, 64, 1))
+    model = nn.Sequential(*parts).eval()
+    return masked(model, {"2": "4x1@25%", "3": "4x1@25%"})
+
+
+def test_a_convolution_is_judged_by_the_target_at_its_matrix_shape():
+    model = convolutions()
+    first, second = pack_(model, Board({}, default=0.4), tokens=64)
+    assert (first.name, first.shape, first.packed, first.ratio) == ("2", (32, 144), True, 0.4)
+    assert model[2].weight.shape == (32, 16, 3, 3)
+    assert second.packed
+    slow = convolutions()
+    rows = pack_(slow, Board({}, default=1.5), tokens=64)
+    assert [row.packed for row in rows] == [False, False]
+    assert "dense is faster" in rows[0].reason
+    assert slow[2].weight_mask is not None
+
+
+def test_a_batch_has_convolutions_timed_on_their_own_inputs(tmp_path):
+    model = convolutions()
+    x = torch.randn(1, 3, 20, 20)
+    expected = model(x)
+    target = ThisTarget(store=CostStore(tmp_path / "costs.sqlite"))
+    rows = pack_(model, target, batch=x)
+    assert all(row.ratio is not None and row.ratio > 0 for row in rows)
+    assert all(row.packed == (row.ratio < 1) for row in rows)
+    # Nothing was measured as a linear layer, and the model still answers the same.
+    assert not target.profile.rows
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_convolution_that_the_batch_never_reaches_stays_masked(tmp_path):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(8, 16, 3), nn.Conv2d(8, 16, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = masked(Half(), "4x1@25%")
+    rows = pack_(model, ThisTarget(store=CostStore(tmp_path / "costs.sqlite")), batch=torch.randn(1, 8, 9, 9))
+    assert {row.name: row.reason for row in rows}["unused"].startswith("the batch never reaches it")

@@ -127,9 +127,9 @@ def test_a_tied_head_stays_dense_even_if_named() -> None:
     assert reasons(tiny_models.tiny_gpt2(), include=["lm_head"])["lm_head"]
 
 
-def test_convolutions_take_part_only_where_a_mask_is_enough() -> None:
+def test_convolutions_take_part_in_a_search_only_where_they_are_named() -> None:
     model = tiny_models.ConvNet()
-    assert reasons(model)["blocks.0.conv"] == "no packed kernel for convolutions in this release: mask only"
+    assert reasons(model)["blocks.0.conv"].startswith("convolution: name it to search it")
     assert reasons(model, mask_only=True)["blocks.0.conv"] == ""
     assert reasons(model, mask_only=True)["stem"].startswith("it reads the raw input")
 

@@ -33,6 +33,9 @@ class Operand:
     def weight_grad(
         self, dy: int, dy_stride: int, x: int, x_stride: int, tokens: int, dw: int, threads: int
     ) -> None: ...
+    def conv2d(
+        self, x: int, bias: int, y: int, geometry: tuple[int, ...], channels_last: bool, threads: int
+    ) -> None: ...
 
 class Int8Operand:
     def __init__(

@@ -1,5 +1,6 @@
 // The Python side of the native library. It sees torch only as addresses, so it builds without torch.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -7,12 +8,15 @@
 #include <unistd.h>
 #endif
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../kernels/sparse_conv/problem.hpp"
 #include "../kernels/sparse_linear/int8_problem.hpp"
 #include "../kernels/sparse_linear/problem.hpp"
 #include "nmg_module.hpp"
@@ -29,6 +33,7 @@ struct InstructionSet {
     Int8Function int8_linear;
     NmgFunction nmg_linear;
     GroupedFunction grouped_nm;
+    ConvFunction conv;
 };
 
 #if defined(SPARSEWRIGHT_X86)
@@ -48,16 +53,16 @@ const InstructionSet sets[] = {
 #if defined(SPARSEWRIGHT_X86)
     {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); },
      sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512_vnni, sparsewright_nmg_linear_avx512,
-     sparsewright_grouped_nm_avx512},
+     sparsewright_grouped_nm_avx512, sparsewright_sparse_conv_avx512},
     {"avx512", has_avx512, sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512,
-     sparsewright_nmg_linear_avx512, sparsewright_grouped_nm_avx512},
+     sparsewright_nmg_linear_avx512, sparsewright_grouped_nm_avx512, sparsewright_sparse_conv_avx512},
     {"avx_vnni", [] { return has_avx2() && __builtin_cpu_supports("avxvnni"); }, sparsewright_sparse_linear_avx2,
-     sparsewright_int8_linear_avx_vnni, sparsewright_nmg_linear_avx2, sparsewright_grouped_nm_avx2},
+     sparsewright_int8_linear_avx_vnni, sparsewright_nmg_linear_avx2, sparsewright_grouped_nm_avx2, sparsewright_sparse_conv_avx2},
     {"avx2", has_avx2, sparsewright_sparse_linear_avx2, sparsewright_int8_linear_avx2, sparsewright_nmg_linear_avx2,
-     sparsewright_grouped_nm_avx2},
+     sparsewright_grouped_nm_avx2, sparsewright_sparse_conv_avx2},
 #endif
     {"scalar", [] { return true; }, sparsewright_sparse_linear_portable, sparsewright_int8_linear_portable,
-     sparsewright_nmg_linear_portable, sparsewright_grouped_nm_portable},
+     sparsewright_nmg_linear_portable, sparsewright_grouped_nm_portable, sparsewright_sparse_conv_portable},
 };
 
 // The best set that this processor runs, or a lower one that SPARSEWRIGHT_ISA names.
@@ -124,6 +129,7 @@ class Operand {
         problem_.level1_bytes = level1;
         problem_.level2_bytes = level2;
         linear_ = current().linear;
+        conv_ = current().conv;
     }
 
     void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
@@ -189,9 +195,51 @@ class Operand {
         linear_(problem);
     }
 
+    // `geometry`: batch, channels, height, width, kernel, stride and dilation as (down, across), rows and columns of
+    // zeros before the image, height and width of the output, groups of channels.
+    void conv2d(std::uintptr_t x, std::uintptr_t bias, std::uintptr_t y, const std::array<std::int64_t, 15> &geometry,
+                bool channels_last, int threads) const {
+        ConvProblem problem{};
+        problem.weight = problem_;
+        problem.weight.bias = at<float>(bias);
+        problem.weight.threads = threads;
+        problem.used = used();
+        problem.x = at<float>(x);
+        problem.y = at<float>(y);
+        const std::int64_t *size = geometry.data();
+        for (std::int64_t *goal :
+             {&problem.batch, &problem.channels, &problem.height, &problem.width, &problem.kernel_h, &problem.kernel_w,
+              &problem.stride_h, &problem.stride_w, &problem.dilation_h, &problem.dilation_w, &problem.top,
+              &problem.left, &problem.out_h, &problem.out_w, &problem.conv_groups})
+            *goal = *size++;
+        problem.channels_last = channels_last;
+        if (problem.channels / problem.conv_groups * problem.kernel_h * problem.kernel_w != problem_.in)
+            throw std::invalid_argument("the kernel and channels do not make the columns of the weight");
+        if (problem.conv_groups > 1 && problem_.out % (problem.conv_groups * problem_.group))
+            throw std::invalid_argument("row groups cross groups of channels");
+        if (problem.batch < 1 || problem.out_h < 1 || problem.out_w < 1) return;
+        conv_(problem);
+    }
+
   private:
     LinearProblem problem_;
     LinearFunction linear_;
+    ConvFunction conv_;
+    // Columns that any row keeps, found when a convolution first asks.
+    const std::uint8_t *used() const {
+        std::call_once(once_, [&] {
+            const std::int64_t groups = problem_.groups, columns = problem_.block_columns;
+            used_.assign(problem_.in, 0);
+            for (std::int64_t b = 0; b < problem_.blocks; ++b)
+                for (std::int64_t k = problem_.pointers[b * (groups + 1)];
+                     k < problem_.pointers[(b + 1) * (groups + 1) - 1]; ++k)
+                    if (b * columns + problem_.index[k] < problem_.in) used_[b * columns + problem_.index[k]] = 1;
+        });
+        return used_.data();
+    }
+
+    mutable std::vector<std::uint8_t> used_;
+    mutable std::once_flag once_;
 };
 
 // A packed weight in the layout "int8", likewise.
@@ -258,7 +306,9 @@ NB_MODULE(_core, m) {
              nb::arg("blocks"), nb::arg("block_groups"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
         .def("weight_grad", &Operand::weight_grad, nb::arg("dy"), nb::arg("dy_stride"), nb::arg("x"),
              nb::arg("x_stride"), nb::arg("tokens"), nb::arg("dw"), nb::arg("threads"),
-             nb::call_guard<nb::gil_scoped_release>());
+             nb::call_guard<nb::gil_scoped_release>())
+        .def("conv2d", &Operand::conv2d, nb::arg("x"), nb::arg("bias"), nb::arg("y"), nb::arg("geometry"),
+             nb::arg("channels_last"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Int8Operand>(m, "Int8Operand")
         .def(nb::init<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
                       std::int64_t, int>(),

@@ -39,8 +39,8 @@ def load(
         check: compare every tensor with its sha256; None: for files up to 256 MiB.
 
     Returns:
-        The model: linear layers hold packed weights (`SparseTensor`), ready to run; layers without a packed kernel
-        (convolutions) hold zeros and their `weight_mask`. Tensors stored as float16 come back as they were.
+        The model: layers hold packed weights (`SparseTensor`), ready to run; layers without a packed kernel hold zeros
+        and their `weight_mask`. Tensors stored as float16 come back as they were.
 
     Raises:
         FileError: the file cannot be read.
@@ -74,13 +74,15 @@ def _read(reader: BundleReader, level: Level, model: nn.Module) -> tuple[dict[st
     for layer, record in level.layers.items():
         name = weight_name(layer)
         packed = reader.packed(level, layer).to(_device(state[name]))
-        if record.layout == "bitmask" or record.view == "conv2d":
+        if record.layout == "bitmask":
             # No kernel multiplies with these: the layer comes back as it was before packing, zeros and mask.
             found[name] = _as_stored(packed.unpack().to(DTYPES[record.dtype]), record)
             masks[layer] = _as_stored(_mask_of(packed), record)
         else:
             own = replace(packed, tensors={key: tensor.clone() for key, tensor in packed.tensors.items()})
-            found[name] = as_parameter(SparseTensor(own, record.view == "transposed", DTYPES[record.dtype]))
+            seen = record.parameter_shape if record.view == "conv2d" else None
+            tensor = SparseTensor(own, record.view == "transposed", DTYPES[record.dtype], seen)
+            found[name] = as_parameter(tensor)
     for name, goal in reader.manifest.aliases.items():
         found[name] = found[goal]
         if (shared := layer_of(goal)) in masks:

@@ -126,7 +126,7 @@ def _identity(value: Tensor) -> tuple[object, ...]:
 def _of_packed(layer: str, value: SparseTensor) -> SparseLayer:
     for tensor in value.packed.tensors.values():
         require_finite(tensor, f"packed weight of {layer or 'the model'}")
-    view: View = "transposed" if value.transposed else "linear"
+    view: View = "transposed" if value.transposed else "linear" if value.view_shape is None else "conv2d"
     return SparseLayer(value.packed, view, tuple(value.shape), value.dtype)
 
 
@@ -140,7 +140,8 @@ def _of_masked(ref: LayerRef, planned: LayerPlan | None) -> SparseLayer:
     dtype = VALUE_TYPES[planned.value_dtype] if planned is not None else None
     # What cannot run packed comes back with its mask, so it is kept in the form that remembers the mask itself.
     wanted = "int8" if dtype == torch.int8 else float_layout(pattern, ref.shape)
-    runs = ref.runs_packed and not layouts.get(wanted).why_not(pattern, ref.shape)
+    kind = planned.value_dtype if planned is not None else "fp32"
+    runs = ref.runs_packed and kind in ref.view.value_types and not layouts.get(wanted).why_not(pattern, ref.shape)
     if not runs and dtype == torch.int8:
         dtype = None
     packed = pack(weight, mask, wanted if runs else "bitmask", pattern, dtype)

@@ -261,7 +261,7 @@ def _not_accelerated(accelerations: Sequence[Acceleration]) -> dict[str, str]:
             figures = ", ".join(f"{row.speedups[count]:.2f}x at {count} tokens" for count in slow)
             found[row.pattern] = f"measured, no faster than torch's dense linear: {figures}"
     found["2:4t"] = "transposable masks run as plain 2:4; their gain is in training"
-    found["convolutions"] = "masks and smaller files only in this release"
+    found["convolutions"] = "judged by linear layers of their shape, and only where they are named"
     return {**found, **why_no_cuda()}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanErro
 from ..models import LayerRef, layers
 from ..nn import SparseTensor, as_parameter
 from .calibrate import apply_calibration_once
+from .convolution_time import ConvolutionTimer
 from .operands import TORCH_DTYPES
 from .target import AbstractTarget, load_target, runs_with
+from .this import ThisTarget
 
 _MASK = "weight_mask"
 
@@ -54,16 +56,21 @@ def pack_(
     plan: Plan | None = None,
     value_dtype: ValueType | None = None,
     force: bool = False,
+    batch: Any = None,
 ) -> list[PackedLayer]:
     """Replace the weight of every masked layer by its packed form where that is faster than dense, in place.
 
     Args:
         model: after `sparsify_`: zeros in `weight`, and `weight_mask` beside it. Packed layers lose their mask.
         target: name, profile file or target that says what wins.
-        tokens: rows of input that the layers will see; several are averaged.
+        tokens: rows of input that the layers will see, of a convolution its output pixels; several are averaged. A
+            convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
+            there is a `batch`.
         plan: pattern, layout and value type of each layer; without it the pattern is read off the mask.
         value_dtype: of all layers, over the plan's.
         force: pack without asking the target (for size, or because the target is known).
+        batch: an input of the model (a mapping, a tuple or a tensor). With it, and `this` machine as the target, every
+            convolution is timed as it will run, on the inputs that the model gives it.
 
     Returns:
         One row per masked layer, in the order of the model.
@@ -92,9 +99,15 @@ def pack_(
     if not work:
         raise ModelError("No layer of this model is masked, so there is nothing to pack. Call sparsify_ first.")
     if machine is not None:
-        _prepare(machine, [(ref.shape, layer) for ref, _, layer in work if ref.runs_packed], counts)
+        asked = [(ref.shape, layer) for ref, _, layer in work if _can_pack(ref, layer)]
+        if batch is not None and isinstance(machine, ThisTarget):
+            asked = [(ref.shape, layer) for ref, _, layer in work if _can_pack(ref, layer) and ref.kind != "conv2d"]
+        _prepare(machine, asked, counts)
     # All new weights first, so that an error leaves the model as it was.
-    made = [_make(ref, mask, layer, machine, counts) for ref, mask, layer in work]
+    timer = None
+    if batch is not None and isinstance(machine, ThisTarget):
+        timer = ConvolutionTimer(model, batch, [ref for ref, _, _ in work], machine.threads)
+    made = [_make(ref, mask, layer, machine, counts, timer) for ref, mask, layer in work]
     owners: dict[int, tuple[LayerRef, Tensor | None, Replacement]] = {}
     for (ref, mask, _), (_, replacement) in zip(work, made):
         # Layers that shared one weight, seen and masked alike, go on sharing it.
@@ -140,7 +153,12 @@ Replacement = SparseTensor | None
 
 
 def _make(
-    ref: LayerRef, mask: Tensor | None, layer: LayerPlan, machine: AbstractTarget | None, tokens: list[int]
+    ref: LayerRef,
+    mask: Tensor | None,
+    layer: LayerPlan,
+    machine: AbstractTarget | None,
+    tokens: list[int],
+    timer: ConvolutionTimer | None,
 ) -> tuple[PackedLayer, Replacement]:
     ratio: float | None = None
     if mask is not None and layer.is_dense:
@@ -149,10 +167,21 @@ def _make(
         return _kept(ref, layer, None, f"{layer.pattern} with {layer.value_dtype} values has no packed form"), None
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
+    if layer.value_dtype not in ref.view.value_types:
+        return _kept(ref, layer, None, f"{ref.kind} layers have no kernel for {layer.value_dtype} values"), None
     reasons = machine.can_run(layer.pattern, ref.shape) if machine is not None else layer.pattern.why_not(ref.shape)
     if reasons:
         return _kept(ref, layer, None, "; ".join(reasons)), None
-    if machine is not None:
+    weight = ref.get_weight()
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    if timer is not None and ref.kind == "conv2d":
+        packed = layouts.pack(weight, kept, layer.layout, layer.pattern, TORCH_DTYPES[layer.value_dtype])
+        ratio = timer.ratio(ref, packed)
+        if ratio is None:
+            return _kept(ref, layer, None, "the batch never reaches it, so it could not be timed"), None
+        if ratio >= 1.0:
+            return _kept(ref, layer, ratio, f"dense is faster on its inputs here: {1 / ratio:.2f}x"), None
+    elif machine is not None:
         try:
             costs = [machine.layer_cost(ref.shape, layer.pattern, count, layer.value_dtype) for count in tokens]
         except ProfileError as error:
@@ -160,14 +189,16 @@ def _make(
         ratio = sum(cost.ratio for cost in costs) / len(costs)
         if ratio >= 1.0:
             return _kept(ref, layer, ratio, f"dense is faster here: {1 / ratio:.2f}x at {tokens} tokens"), None
-    weight = ref.get_weight()
-    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     packed = layouts.pack(weight, kept, layer.layout, layer.pattern, TORCH_DTYPES[layer.value_dtype])
     row = PackedLayer(
         ref.name, ref.shape, str(layer.pattern), packed.layout, layer.value_dtype, True, ratio, packed.size_bytes
     )
     seen = weight.dtype if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
-    return row, as_parameter(SparseTensor(packed, transposed=ref.kind == "transposed", dtype=seen))
+    return row, as_parameter(ref.as_tensor(packed, seen))
+
+
+def _can_pack(ref: LayerRef, layer: LayerPlan) -> bool:
+    return ref.runs_packed and layer.value_dtype in ref.view.value_types
 
 
 def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> PackedLayer:

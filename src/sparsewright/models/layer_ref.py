@@ -86,6 +86,15 @@ class LayerRef:
         weight = self.module._parameters.get("weight")
         return weight.packed if isinstance(weight, SparseTensor) else None
 
+    def as_tensor(self, packed: PackedWeight, dtype: torch.dtype = torch.float32) -> SparseTensor:
+        """A packed weight as this layer's module takes it: seen as `dtype`, turned or in four dimensions if need be."""
+        view_shape = None
+        if self.kind == "conv2d":
+            stored = self.module.weight
+            assert isinstance(stored, Tensor)
+            view_shape = tuple(stored.shape)
+        return SparseTensor(packed, self.kind == "transposed", dtype, view_shape)
+
     def set_packed(self, packed: PackedWeight) -> None:
         """Let the layer run a packed weight; its mask buffer goes, the packed weight knows what it keeps.
 
@@ -97,7 +106,7 @@ class LayerRef:
                 f"it has the shape {self.shape}, got {packed.shape}" if self.runs_packed else f"it is a {self.kind}"
             )
             raise ModelError(f"{self.name} cannot run this packed weight: {reason}. Leave it masked or dense.")
-        tensor = SparseTensor(packed, transposed=self.kind == "transposed")
+        tensor = self.as_tensor(packed)
         self.module.register_parameter("weight", cast(nn.Parameter, as_parameter(tensor)))
         self.module._buffers.pop(MASK, None)
 

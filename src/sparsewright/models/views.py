@@ -6,6 +6,8 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core import ValueType
+
 
 class AbstractView(ABC):
     """The declared view of one kind of module."""
@@ -15,6 +17,9 @@ class AbstractView(ABC):
 
     runs_packed: bool
     """Whether a packed weight can stand in the module in this release."""
+
+    value_types: tuple[ValueType, ...] = ("fp32", "fp16", "int8")
+    """Kinds of kept values that kernels of such layers multiply."""
 
     @abstractmethod
     def weight(self, module: nn.Module) -> Tensor:
@@ -79,7 +84,8 @@ class Conv2dView(AbstractView):
     """`nn.Conv2d` with one group, through the view `(out, in * kh * kw)`; inputs are unfolded patches."""
 
     kind = "conv2d"
-    runs_packed = False
+    runs_packed = True
+    value_types = ("fp32", "fp16")
 
     def weight(self, module: nn.Module) -> Tensor:
         return stored_weight(module).flatten(1)

@@ -1,6 +1,6 @@
 """Floor 4: packed weights inside unmodified modules."""
 
-from . import arithmetic, handlers
+from . import arithmetic, convolution, handlers
 from .refusals import packed_parameters
 from .report import DispatchRow, dense_layers, dispatch_report, masks
 from .sparse_tensor import SparseTensor, allow_loading, as_parameter, restore
@@ -12,6 +12,7 @@ __all__ = [
     "allow_loading",
     "arithmetic",
     "as_parameter",
+    "convolution",
     "dense_layers",
     "dispatch_report",
     "handlers",

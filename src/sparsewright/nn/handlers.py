@@ -43,19 +43,25 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
 @_serves(FUNCTIONS, F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with a packed weight."""
-    if type(weight) is not SparseTensor or weight.transposed or type(input) is SparseTensor:
+    if type(weight) is not SparseTensor or weight.transposed or weight.view_shape or type(input) is SparseTensor:
         raise needs_dense("F.linear with a packed tensor elsewhere than as the (out, in) weight")
     return multiply(input, weight, bias)
 
 
 def _product(x: Any, weight: Any, bias: Tensor | None, operation: str) -> Tensor:
     """`x @ weight (+ bias)` for a weight seen as `(in, out)`."""
+    if _is_convolution(x) or _is_convolution(weight):
+        raise needs_dense(f"{operation} with the packed weight of a convolution")
     if type(weight) is SparseTensor and weight.transposed and type(x) is not SparseTensor:
         return multiply(x, weight, bias)
     if type(x) is SparseTensor and not x.transposed and type(weight) is not SparseTensor and weight.dim() == 2:
         result = multiply(weight.T, x, None).T
         return result if bias is None else result + bias
     raise needs_dense(f"{operation} with a packed tensor as {_sides(x, weight)}")
+
+
+def _is_convolution(tensor: Any) -> bool:
+    return type(tensor) is SparseTensor and tensor.view_shape is not None
 
 
 def _sides(x: Any, weight: Any) -> str:
@@ -139,17 +145,22 @@ def _clone(func: Any, tensor: SparseTensor, *, memory_format: Any = None) -> Spa
 
 @_serves(OPERATORS, aten.t.default, aten.numpy_T.default)
 def _turn(func: Any, tensor: SparseTensor) -> SparseTensor:
+    if _is_convolution(tensor):
+        raise needs_dense(f"{func} on the packed weight of a convolution")
     return tensor.like(tensor.packed, transposed=not tensor.transposed)
 
 
 @_serves(OPERATORS, aten.transpose.int)
 def _transpose(func: Any, tensor: SparseTensor, first: int, second: int) -> SparseTensor:
-    return _same(func, tensor) if first % 2 == second % 2 else _turn(func, tensor)
+    dims = tensor.dim()
+    return _same(func, tensor) if first % dims == second % dims else _turn(func, tensor)
 
 
 @_serves(OPERATORS, aten.permute.default)
 def _permute(func: Any, tensor: SparseTensor, order: Sequence[int]) -> SparseTensor:
-    return _turn(func, tensor) if order[0] % 2 else _same(func, tensor)
+    dims = tensor.dim()
+    stays = [place % dims for place in order] == [*range(dims)]
+    return _same(func, tensor) if stays else _turn(func, tensor)
 
 
 @_serves(OPERATORS, aten._to_copy.default)
@@ -193,7 +204,7 @@ def _copy(func: Any, target: Any, source: Any, non_blocking: bool = False) -> An
             "A packed weight can only be overwritten by a packed weight, and a dense one only by a dense one. "
             "Load dense weights before packing, or assign the packed weight to the module."
         )
-    if target.packed.shape != source.packed.shape or target.transposed != source.transposed:
+    if target.shape != source.shape or target.transposed != source.transposed:
         raise KernelError(
             f"The packed weight has the shape {tuple(target.shape)}, got {tuple(source.shape)}. "
             "Check the model's configuration."

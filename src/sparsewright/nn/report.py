@@ -28,7 +28,7 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         mask = module._buffers.get(_MASK)
         if isinstance(weight, SparseTensor):
             mask = kept_places(weight.packed)
-            found[name] = mask.T.contiguous() if weight.transposed else mask
+            found[name] = mask.T.contiguous() if weight.transposed else mask.view(weight.shape)
         elif mask is not None:
             found[name] = mask
     return found
@@ -82,7 +82,9 @@ def dispatch_report(model: nn.Module, tokens: int = 1) -> list[DispatchRow]:
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if isinstance(weight, SparseTensor):
-            rows.append(_packed_row(name, weight.packed, tokens))
+            # Only convolutions are seen with more dimensions than a matrix.
+            groups = 0 if weight.view_shape is None else int(getattr(module, "groups", 1))
+            rows.append(_packed_row(name, weight.packed, tokens, groups))
         elif isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(module, nn.Embedding):
             masked = module._buffers.get(_MASK) is not None
             reason = "masked but not packed: its zeros are multiplied" if masked else "not sparsified"
@@ -91,10 +93,13 @@ def dispatch_report(model: nn.Module, tokens: int = 1) -> list[DispatchRow]:
     return rows
 
 
-def _packed_row(name: str, packed: PackedWeight, tokens: int) -> DispatchRow:
-    said = kernels.why_not(packed, tokens)
+def _packed_row(name: str, packed: PackedWeight, tokens: int, groups: int) -> DispatchRow:
+    """`groups` of channels of a convolution; 0 for other layers."""
+    said = kernels.why_not_conv2d(packed, groups) if groups else kernels.why_not(packed, tokens)
     refused = tuple(f"{kernel}: {'; '.join(reasons)}" for kernel, reasons in said.items() if reasons)
-    chosen = kernels.which(packed, tokens) if any(not reasons for reasons in said.values()) else "none"
+    chosen = "none"
+    if any(not reasons for reasons in said.values()):
+        chosen = kernels.which_conv2d(packed, groups) if groups else kernels.which(packed, tokens)
     # The layout `masked` multiplies its zeros: it must count as what it is.
     state = "masked" if packed.layout == "masked" else "packed"
     return DispatchRow(name, packed.shape, state, str(packed.pattern), packed.layout, chosen, refused)

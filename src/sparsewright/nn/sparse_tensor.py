@@ -1,11 +1,12 @@
 """`SparseTensor`: a tensor subclass around a packed weight, so that unmodified modules run it.
 
-It sits in `nn.Linear.weight` (or in the `(in, out)` weight of transformers' `Conv1D`) as a parameter. A class-level
-`__torch_function__` catches `F.linear`, `addmm` and products, because under autograd `F.linear` would be cut into `t`
-and `addmm` first; `__torch_dispatch__` carries copies, moves and views. Whatever else would need the dense values
-raises: nothing turns dense by itself.
+It sits in `nn.Linear.weight` (or in the `(in, out)` weight of transformers' `Conv1D`, or, in four dimensions, in
+`nn.Conv2d.weight`) as a parameter. A class-level `__torch_function__` catches `F.linear`, convolutions, `addmm` and
+products, because under autograd `F.linear` would be cut into `t` and `addmm` first; `__torch_dispatch__` carries
+copies, moves and views. Whatever else would need the dense values raises: nothing turns dense by itself.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -30,26 +31,47 @@ class SparseTensor(Tensor):
         packed: what it holds; shape `(out, in)`.
         transposed: show it as `(in, out)`.
         dtype: the dtype that modules see, that of their activations; kept values have `packed.value_dtype`.
+        view_shape: show it so, the weight of a convolution `(out, channels, *kernel)`; None: as the matrix it is.
     """
 
     packed: PackedWeight
     transposed: bool
+    view_shape: tuple[int, ...] | None
 
     @staticmethod
     def __new__(
-        cls, packed: PackedWeight, transposed: bool = False, dtype: torch.dtype = torch.float32
+        cls,
+        packed: PackedWeight,
+        transposed: bool = False,
+        dtype: torch.dtype = torch.float32,
+        view_shape: tuple[int, ...] | None = None,
     ) -> "SparseTensor":
         out, in_ = packed.shape
-        shape = (in_, out) if transposed else (out, in_)
+        shape: tuple[int, ...] = (in_, out) if transposed else (out, in_)
         # The strides tell which memory order a dense weight would have; nothing is stored under them.
-        strides = (1, in_) if transposed else (in_, 1)
+        strides: tuple[int, ...] = (1, in_) if transposed else (in_, 1)
+        if view_shape is not None:
+            if transposed or view_shape[0] != out or math.prod(view_shape[1:]) != in_:
+                raise KernelError(
+                    f"A packed weight {packed.shape} can be seen as ({out}, ...) with {in_} weights per output, got "
+                    f"{tuple(view_shape)}. Pass the shape of the convolution it was packed from."
+                )
+            shape = tuple(view_shape)
+            strides = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
         tensor: SparseTensor = Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=dtype, device=packed.device, requires_grad=False
         )
         return tensor
 
-    def __init__(self, packed: PackedWeight, transposed: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        packed: PackedWeight,
+        transposed: bool = False,
+        dtype: torch.dtype = torch.float32,
+        view_shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.transposed = transposed
+        self.view_shape = None if view_shape is None else tuple(view_shape)
         self.hold(packed)
 
     def hold(self, packed: PackedWeight) -> None:
@@ -64,11 +86,13 @@ class SparseTensor(Tensor):
     ) -> "SparseTensor":
         """Another one around `packed`, seen as this one is unless told."""
         turned = self.transposed if transposed is None else transposed
-        return SparseTensor(packed, turned, dtype or self.dtype)
+        return SparseTensor(packed, turned, dtype or self.dtype, self.view_shape)
 
     def dense(self) -> Tensor:
         """The dense weight in this tensor's shape and dtype, a copy: the one way to dense values."""
         weight = self.packed.unpack().to(self.dtype)
+        if self.view_shape is not None:
+            return weight.view(self.view_shape)
         return weight.T.contiguous() if self.transposed else weight
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -94,18 +118,20 @@ class SparseTensor(Tensor):
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         packed = self.packed
         names = tuple(packed.tensors)
-        context = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, names, self.transposed, self.dtype)
+        seen = (self.transposed, self.dtype, self.view_shape)
+        context = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, names, *seen)
         return [_PREFIX + name for name in names], context
 
     def _stable_hash_for_caching(self) -> str:
         packed = self.packed
-        return f"{packed.layout} {packed.pattern} {packed.shape} {packed.value_dtype} {self.transposed} {self.dtype}"
+        seen = f"{self.transposed} {self.dtype} {self.view_shape}"
+        return f"{packed.layout} {packed.pattern} {packed.shape} {packed.value_dtype} {seen}"
 
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], context: Any, size: Any, stride: Any) -> "SparseTensor":
-        layout, pattern, shape, value_dtype, names, transposed, dtype = context
+        layout, pattern, shape, value_dtype, names, transposed, dtype, view_shape = context
         tensors = {name: inner[_PREFIX + name] for name in names}
-        return SparseTensor(PackedWeight(layout, pattern, shape, value_dtype, tensors), transposed, dtype)
+        return SparseTensor(PackedWeight(layout, pattern, shape, value_dtype, tensors), transposed, dtype, view_shape)
 
     @classmethod
     def __torch_function__(
@@ -161,7 +187,8 @@ def _reduced(tensor: SparseTensor) -> tuple[Any, ...]:
     shape = (int(packed.shape[0]), int(packed.shape[1]))
     parts = (packed.layout, str(packed.pattern), shape, packed.value_dtype, dict(stored))
     trainable = bool(tensor.is_leaf and tensor.requires_grad)
-    return restore, (*parts, tensor.transposed, tensor.dtype, isinstance(tensor, torch.nn.Parameter), trainable)
+    seen = (tensor.transposed, tensor.dtype, isinstance(tensor, torch.nn.Parameter), trainable, tensor.view_shape)
+    return restore, (*parts, *seen)
 
 
 def restore(
@@ -174,6 +201,7 @@ def restore(
     dtype: torch.dtype,
     parameter: bool,
     trainable: bool = False,
+    view_shape: tuple[int, ...] | None = None,
 ) -> SparseTensor:
     """Rebuild a packed weight from its file form; the layout checks every tensor.
 
@@ -182,8 +210,15 @@ def restore(
     """
     if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
         raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
+    whole = view_shape is None or (isinstance(view_shape, tuple) and all(isinstance(size, int) for size in view_shape))
+    if not whole or (
+        view_shape is not None and (view_shape[:1] != shape[:1] or math.prod(view_shape) != math.prod(shape))
+    ):
+        raise BundleError(
+            f"A packed weight {shape} cannot be seen as {view_shape!r}: the file is damaged. Write it again."
+        )
     packed = layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
-    tensor = SparseTensor(packed, bool(transposed), dtype)
+    tensor = SparseTensor(packed, bool(transposed) and view_shape is None, dtype, view_shape)
     return as_parameter(tensor, trainable) if parameter else tensor
 
 

@@ -51,6 +51,8 @@ def train_packed_(model: nn.Module, trainable: bool = True) -> list[str]:
 def why_not_trainable(tensor: SparseTensor) -> str:
     """Why a packed weight cannot train, with what to do; empty if it can."""
     packed = tensor.packed
+    if tensor.view_shape is not None:
+        return "there is no gradient of a convolution's values; train it masked and pack it afterwards"
     if packed.layout != "vector":
         return f"the layout {packed.layout!r} has no gradient of its values; pack it in the layout 'vector'"
     if packed.value_dtype != torch.float32 or tensor.dtype != torch.float32:

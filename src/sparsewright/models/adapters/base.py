@@ -25,7 +25,7 @@ from ..views import CONV2D, LINEAR, TRANSPOSED, AbstractView
 # A weight smaller than this spends its time on the call, not on the multiplication.
 _SMALLEST_OUT, _SMALLEST_IN = 8, 16
 
-_NO_CONVOLUTION = "no packed kernel for convolutions in this release: mask only"
+_CONVOLUTION = "convolution: name it to search it, its gain is predicted from a linear layer of its shape"
 
 
 class AbstractAdapter(ABC):
@@ -56,7 +56,7 @@ class AbstractAdapter(ABC):
 
         Args:
             model: looked at, never changed.
-            mask_only: layers that only a mask can serve (convolutions) take part.
+            mask_only: convolutions, whose cost is predicted less well than that of linear layers, take part.
         """
         heads = self.heads(model)
         inside = [f"{name}." for name, _ in self.blocks(model)]
@@ -149,7 +149,7 @@ def _default_reason(ref: LayerRef, heads: dict[str, str], inside: Sequence[str],
     if isinstance(ref.module, nn.Conv2d):
         if ref.module.in_channels <= 4:
             return "it reads the raw input: few weights, much to lose"
-        return "" if mask_only else _NO_CONVOLUTION
+        return "" if mask_only else _CONVOLUTION
     if ref.shape[0] < _SMALLEST_OUT or ref.shape[1] < _SMALLEST_IN:
         return f"too small to gain: {ref.shape[0]}x{ref.shape[1]}"
     if inside and not any(ref.name.startswith(prefix) for prefix in inside):
@@ -207,7 +207,7 @@ def layers(
         include: exact names or `re:EXPRESSION` (whole name). Given, all others are skipped, and a layer that is skipped
             only by default (output head, too small, outside the blocks) takes part when it is named.
         exclude: the same forms; wins over `include`.
-        mask_only: layers that only a mask can serve (convolutions) take part.
+        mask_only: convolutions, whose cost is predicted less well than that of linear layers, take part.
 
     Returns:
         In the order of the model. Those that take part have an empty `skipped_reason`.
