@@ -1,5 +1,5 @@
 // What the contract programs share: numbers drawn from a seed, memory that ends where its contents end, and one list of
-// checks. A new kernel brings a file `<kernel>_contract.cpp` beside this one, with one `Check` at its end; nothing else
+// checks. A new kernel brings a file `<folder>_<file>_contract.cpp` beside this one, with one `Check` at its end; nothing else
 // changes.
 #pragma once
 
