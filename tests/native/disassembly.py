@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from native_build import run, tool
+from native_build import run
 
 # What a loop that multiplies consists of, on every kind of processor that is compiled for. In kernels of bytes plain
 # products of floats only serve to round inputs and to scale sums.
@@ -56,7 +56,7 @@ class Loop:
 
 def functions(binary: Path, objdump: str = "objdump") -> Iterator[tuple[str, list[Instruction]]]:
     """Name and instructions of every function of an object file."""
-    listing = run(tool(objdump), "-d", "-C", "--no-show-raw-insn", "-w", binary)
+    listing = run(objdump, "-d", "-C", "--no-show-raw-insn", "-w", binary)
     name, body, framed = "", [], False
     for line in listing.stdout.splitlines():
         if begun := FUNCTION.match(line):

@@ -1,13 +1,10 @@
 """What the native library is made of, read from where CMake reads it, and how to compile parts of it for a check."""
 
 import re
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -73,14 +70,6 @@ def runs_here(isa: InstructionSet) -> bool:
     from sparsewright._native import instruction_sets
 
     return isa.name in {"portable" if name == "scalar" else name for name in instruction_sets()}
-
-
-def tool(name: str) -> str:
-    """Path of a program, or skip."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -2,10 +2,10 @@
 it must be, under the address and undefined-behaviour sanitizers; and on processors that are only emulated."""
 
 import os
-import shutil
 
 import pytest
-from native_build import HERE, INSTRUCTION_SETS, KERNELS, SANITIZED, contract_program, run, runs_here, succeed, tool
+from native_build import HERE, INSTRUCTION_SETS, KERNELS, SANITIZED, contract_program, run, runs_here, succeed
+from needed import tool
 
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -74,7 +74,7 @@ def test_the_program_notices_a_wrong_sum_and_a_read_past_the_end(sanitizing_comp
 @pytest.mark.parametrize("name,processor", [("neon", "cortex-a72"), ("neon_dot", "max"), ("portable", "cortex-a72")])
 def test_arm_kernels_keep_the_contract_on_an_emulated_processor(name, processor, tmp_path):
     compiler = tool("aarch64-linux-gnu-g++")
-    emulator = shutil.which("qemu-aarch64-static") or tool("qemu-aarch64")
+    emulator = tool("qemu-aarch64-static", "qemu-aarch64")
     program = contract_program(tmp_path, INSTRUCTION_SETS[name], compiler, ("-O2",), ("-static",))
     sets = run(emulator, "-cpu", processor, program, "--sets").stdout.split()
     assert sets == (["neon_dot"] if processor == "max" else []) + ["neon", "scalar"]
@@ -84,13 +84,13 @@ def test_arm_kernels_keep_the_contract_on_an_emulated_processor(name, processor,
 @pytest.mark.slow
 @pytest.mark.parametrize("name,processor", [("sse41", "Nehalem"), ("avx", "SandyBridge")])
 def test_kernels_for_old_processors_use_nothing_newer(name, processor, compiler, tmp_path):
-    emulator = shutil.which("qemu-x86_64-static") or tool("qemu-x86_64")
+    emulator = tool("qemu-x86_64-static", "qemu-x86_64")
     program = contract_program(tmp_path, INSTRUCTION_SETS[name], compiler, ("-O1",), ("-static",))
     assert_passes(emulator, "-cpu", processor, program, 50)
 
 
 def test_every_processor_gets_the_best_set_that_it_runs(compiler, tmp_path):
-    emulator = shutil.which("qemu-x86_64-static") or tool("qemu-x86_64")
+    emulator = tool("qemu-x86_64-static", "qemu-x86_64")
     program = tmp_path / "sets"
     succeed(compiler, "-std=c++20", "-static", HERE / "kernel_contract.cpp", "-o", program)
     best = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from disassembly import Instruction, functions, hot_loops, innermost_loops
-from native_build import INSTRUCTION_SETS, KERNELS, NATIVE, ROOT, InstructionSet, Kernel, succeed, tool
+from native_build import INSTRUCTION_SETS, KERNELS, NATIVE, ROOT, InstructionSet, Kernel, succeed
+from needed import tool
 
 
 @dataclass(frozen=True)
