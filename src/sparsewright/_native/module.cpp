@@ -19,6 +19,7 @@
 #include "../kernels/sparse_conv/problem.hpp"
 #include "../kernels/sparse_linear/int8_problem.hpp"
 #include "../kernels/sparse_linear/problem.hpp"
+#include "instruction_sets.hpp"
 #include "nmg_module.hpp"
 
 namespace nb = nanobind;
@@ -36,34 +37,17 @@ struct InstructionSet {
     ConvFunction conv;
 };
 
-#if defined(SPARSEWRIGHT_X86)
-bool has_avx2() {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
+#define SPARSEWRIGHT_SET(name, runs, floats, ints) \
+    {#name,                                                                                               \
+     [] { return static_cast<bool>(runs); },                                                              \
+     sparsewright_sparse_linear_##floats,                                                                 \
+     sparsewright_int8_linear_##ints,                                                                     \
+     sparsewright_nmg_linear_##floats,                                                                    \
+     sparsewright_grouped_nm_##floats,                                                                    \
+     sparsewright_sparse_conv_##floats},
 
-bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#endif
-
-// Best first. A new set is one line here and one in CMakeLists.txt.
-const InstructionSet sets[] = {
-#if defined(SPARSEWRIGHT_X86)
-    {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); },
-     sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512_vnni, sparsewright_nmg_linear_avx512,
-     sparsewright_grouped_nm_avx512, sparsewright_sparse_conv_avx512},
-    {"avx512", has_avx512, sparsewright_sparse_linear_avx512, sparsewright_int8_linear_avx512,
-     sparsewright_nmg_linear_avx512, sparsewright_grouped_nm_avx512, sparsewright_sparse_conv_avx512},
-    {"avx_vnni", [] { return has_avx2() && __builtin_cpu_supports("avxvnni"); }, sparsewright_sparse_linear_avx2,
-     sparsewright_int8_linear_avx_vnni, sparsewright_nmg_linear_avx2, sparsewright_grouped_nm_avx2, sparsewright_sparse_conv_avx2},
-    {"avx2", has_avx2, sparsewright_sparse_linear_avx2, sparsewright_int8_linear_avx2, sparsewright_nmg_linear_avx2,
-     sparsewright_grouped_nm_avx2, sparsewright_sparse_conv_avx2},
-#endif
-    {"scalar", [] { return true; }, sparsewright_sparse_linear_portable, sparsewright_int8_linear_portable,
-     sparsewright_nmg_linear_portable, sparsewright_grouped_nm_portable, sparsewright_sparse_conv_portable},
-};
+// Best first. A new kernel is one member above and one entry of this line.
+const InstructionSet sets[] = {SPARSEWRIGHT_SETS(SPARSEWRIGHT_SET)};
 
 // The best set that this processor runs, or a lower one that SPARSEWRIGHT_ISA names.
 const InstructionSet &choose() {

@@ -1,6 +1,7 @@
 #include "parallel.hpp"
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 namespace sparsewright {
@@ -31,10 +32,19 @@ void parallel(int parts, void (*body)(void *context, int part), void *context) {
 
 void *scratch(std::size_t bytes, int slot) {
     Buffer &buffer = buffers[slot];
+#if defined(__SANITIZE_ADDRESS__)
+    // Exactly as long as asked for, and full of NaN: the checker sees each step past its end and each read before a write.
+    buffer.size = 0;
+    const std::size_t size = bytes;
+#else
+    const std::size_t size = (bytes + 4095) / 4096 * 4096;
+#endif
     if (buffer.size < bytes) {
-        const std::size_t size = (bytes + 4095) / 4096 * 4096;
-        void *data = std::aligned_alloc(64, size);
-        if (!data) throw std::bad_alloc();
+        void *data = nullptr;
+        if (posix_memalign(&data, 64, size)) throw std::bad_alloc();
+#if defined(__SANITIZE_ADDRESS__)
+        std::memset(data, 0xff, size);
+#endif
         std::free(buffer.data);
         buffer.data = data;
         buffer.size = size;

@@ -20,7 +20,7 @@ from .errors import (
     suggest,
 )
 from .files import atomic_write, file_error, read_json, write_json, write_text
-from .machine import instruction_set
+from .machine import instruction_set, vector_lanes
 from .numeric import require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType

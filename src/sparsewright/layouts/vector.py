@@ -18,30 +18,40 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core import NM, AbstractPattern, Block, BundleError, Dense, LayoutError, Transposable, instruction_set
+from ..core import NM, AbstractPattern, Block, BundleError, Dense, LayoutError, Transposable, vector_lanes
 from .base import AbstractLayout, PackedWeight, Shape, layouts
 from .storage import stored_tensor
 from .vector_storage import columns_from_index, expected_bytes, index_from_columns
 
 GROUPS = (16, 8, 4, 2, 1)
 
-# Columns of a block for a row group, from this density on. Blocks keep a panel of x in the first-level cache beside the
-# weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none do; on AVX-512, whose
-# vectors are twice as long, 64 of 128. Where little is kept, longer blocks win, since every block loads and stores its
-# sums. Measured with benchmarks/bench_linear.py.
-_BLOCK_COLUMNS: dict[int, tuple[tuple[float, int], ...]] = {
-    1: ((0.35, 96), (0.15, 128), (0.0, 256)),
-    2: ((0.35, 128), (0.0, 256)),
-    4: ((0.0, 256),),
-    8: ((0.0, 256),),
-    16: ((0.0, 256),),
-}
-_BLOCK_COLUMNS_AVX512: dict[int, tuple[tuple[float, int], ...]] = {
-    1: ((0.15, 128), (0.0, 256)),
-    2: ((0.15, 128), (0.0, 192)),
-    4: ((0.3, 192), (0.0, 256)),
-    8: ((0.3, 192), (0.0, 256)),
-    16: ((0.3, 192), (0.0, 256)),
+# Columns of a block for the lanes of a vector and a row group, from this density on. Blocks keep a panel of x in the
+# first-level cache beside the weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none
+# do; on AVX-512, whose vectors are twice as long, 64 of 128; on SSE, with half the length, 32 of 192. Where
+# little is kept, longer blocks win, since every block loads and stores its sums. Measured with
+# benchmarks/bench_linear.py; AVX without AVX2 and SSE4.1 by forcing them.
+_BLOCK_COLUMNS: dict[int, dict[int, tuple[tuple[float, int], ...]]] = {
+    16: {
+        1: ((0.15, 128), (0.0, 256)),
+        2: ((0.15, 128), (0.0, 192)),
+        4: ((0.3, 192), (0.0, 256)),
+        8: ((0.3, 192), (0.0, 256)),
+        16: ((0.3, 192), (0.0, 256)),
+    },
+    8: {
+        1: ((0.35, 96), (0.15, 128), (0.0, 256)),
+        2: ((0.35, 128), (0.0, 256)),
+        4: ((0.0, 256),),
+        8: ((0.0, 256),),
+        16: ((0.0, 256),),
+    },
+    4: {
+        1: ((0.35, 192), (0.0, 256)),
+        2: ((0.0, 256),),
+        4: ((0.0, 256),),
+        8: ((0.0, 256),),
+        16: ((0.0, 256),),
+    },
 }
 _MOST_KEPT = 2**31 - 1
 
@@ -53,8 +63,7 @@ def row_group(pattern: AbstractPattern) -> int:
 
 def block_count(in_: int, group: int, density: float) -> int:
     """Into how many blocks the input columns are cut for row groups of `group` and a pattern of this density."""
-    tables = _BLOCK_COLUMNS_AVX512 if instruction_set().startswith("avx512") else _BLOCK_COLUMNS
-    columns = next(columns for least, columns in tables[group] if density >= least)
+    columns = next(columns for least, columns in _BLOCK_COLUMNS[vector_lanes()][group] if density >= least)
     return -(-in_ // columns)
 
 

@@ -27,6 +27,9 @@ using GroupedFunction = void (*)(const GroupedProblem &);
 
 extern "C" {
 void sparsewright_grouped_nm_portable(const sparsewright::GroupedProblem &problem);
+void sparsewright_grouped_nm_sse41(const sparsewright::GroupedProblem &problem);
+void sparsewright_grouped_nm_avx(const sparsewright::GroupedProblem &problem);
 void sparsewright_grouped_nm_avx2(const sparsewright::GroupedProblem &problem);
 void sparsewright_grouped_nm_avx512(const sparsewright::GroupedProblem &problem);
+void sparsewright_grouped_nm_neon(const sparsewright::GroupedProblem &problem);
 }

@@ -30,6 +30,9 @@ using ConvFunction = void (*)(const ConvProblem &);
 
 extern "C" {
 void sparsewright_sparse_conv_portable(const sparsewright::ConvProblem &problem);
+void sparsewright_sparse_conv_sse41(const sparsewright::ConvProblem &problem);
+void sparsewright_sparse_conv_avx(const sparsewright::ConvProblem &problem);
 void sparsewright_sparse_conv_avx2(const sparsewright::ConvProblem &problem);
 void sparsewright_sparse_conv_avx512(const sparsewright::ConvProblem &problem);
+void sparsewright_sparse_conv_neon(const sparsewright::ConvProblem &problem);
 }

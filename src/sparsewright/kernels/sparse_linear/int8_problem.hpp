@@ -38,8 +38,11 @@ using Int8Function = void (*)(const Int8Problem &);
 
 extern "C" {
 void sparsewright_int8_linear_portable(const sparsewright::Int8Problem &problem);
+void sparsewright_int8_linear_sse41(const sparsewright::Int8Problem &problem);
 void sparsewright_int8_linear_avx2(const sparsewright::Int8Problem &problem);
 void sparsewright_int8_linear_avx_vnni(const sparsewright::Int8Problem &problem);
 void sparsewright_int8_linear_avx512(const sparsewright::Int8Problem &problem);
 void sparsewright_int8_linear_avx512_vnni(const sparsewright::Int8Problem &problem);
+void sparsewright_int8_linear_neon(const sparsewright::Int8Problem &problem);
+void sparsewright_int8_linear_neon_dot(const sparsewright::Int8Problem &problem);
 }

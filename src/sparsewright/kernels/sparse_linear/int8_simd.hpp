@@ -1,4 +1,5 @@
 // Integer vectors of one instruction set: four bytes of each of several tokens, and the products of bytes.
+// AVX without AVX2 has long vectors for floats only: int8 kernels of such processors are those of SSE4.1.
 #pragma once
 
 #include <cstdint>
@@ -38,15 +39,27 @@ template <int bytes> inline Words<bytes> add_products(Words<bytes> sum, Words<by
 #elif defined(__AVXVNNI__)
     if constexpr (bytes == 32) return (Words<32>)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
     if constexpr (bytes == 16) return (Words<16>)_mm_dpbusd_avx_epi32((__m128i)sum, (__m128i)x, (__m128i)w);
-#elif defined(__AVX2__)
+#elif defined(__SSSE3__)
 #if defined(__AVX512BW__)
     if constexpr (bytes == 64)
         return sum + (Words<64>)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)x, (__m512i)w), _mm512_set1_epi16(1));
 #endif
+#if defined(__AVX2__)
     if constexpr (bytes == 32)
         return sum + (Words<32>)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), _mm256_set1_epi16(1));
+#endif
     if constexpr (bytes == 16)
         return sum + (Words<16>)_mm_madd_epi16(_mm_maddubs_epi16((__m128i)x, (__m128i)w), _mm_set1_epi16(1));
+#elif defined(SPARSEWRIGHT_NEON)
+    static_assert(bytes == 16);
+    const int8x16_t a = (int8x16_t)x, b = (int8x16_t)w;  // 0..127 is the same signed
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (Words<bytes>)vdotq_s32((int32x4_t)sum, a, b);
+#else
+    // Two products fit 16 bits, four do not.
+    const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+    return (Words<bytes>)vpadalq_s16((int32x4_t)sum, pairs);
+#endif
 #else
     std::uint8_t u[bytes];
     std::int8_t s[bytes];
@@ -77,6 +90,8 @@ template <int bytes, int unit, bool high> inline Words<bytes> interleave(Words<b
         if constexpr (unit == 4) return (Words<32>)(high ? _mm256_unpackhi_epi32(p, q) : _mm256_unpacklo_epi32(p, q));
         if constexpr (unit == 8) return (Words<32>)(high ? _mm256_unpackhi_epi64(p, q) : _mm256_unpacklo_epi64(p, q));
     }
+#endif
+#if defined(__SSSE3__)
     if constexpr (bytes == 16) {
         const __m128i p = (__m128i)a, q = (__m128i)b;
         if constexpr (unit == 1) return (Words<16>)(high ? _mm_unpackhi_epi8(p, q) : _mm_unpacklo_epi8(p, q));
@@ -84,6 +99,16 @@ template <int bytes, int unit, bool high> inline Words<bytes> interleave(Words<b
         if constexpr (unit == 4) return (Words<16>)(high ? _mm_unpackhi_epi32(p, q) : _mm_unpacklo_epi32(p, q));
         if constexpr (unit == 8) return (Words<16>)(high ? _mm_unpackhi_epi64(p, q) : _mm_unpacklo_epi64(p, q));
     }
+#elif defined(SPARSEWRIGHT_NEON)
+    static_assert(bytes == 16);
+    const uint8x16_t p = (uint8x16_t)a, q = (uint8x16_t)b;
+    if constexpr (unit == 1) return (Words<bytes>)(high ? vzip2q_u8(p, q) : vzip1q_u8(p, q));
+    const uint16x8_t p2 = (uint16x8_t)a, q2 = (uint16x8_t)b;
+    if constexpr (unit == 2) return (Words<bytes>)(high ? vzip2q_u16(p2, q2) : vzip1q_u16(p2, q2));
+    const uint32x4_t p4 = (uint32x4_t)a, q4 = (uint32x4_t)b;
+    if constexpr (unit == 4) return (Words<bytes>)(high ? vzip2q_u32(p4, q4) : vzip1q_u32(p4, q4));
+    const uint64x2_t p8 = (uint64x2_t)a, q8 = (uint64x2_t)b;
+    if constexpr (unit == 8) return (Words<bytes>)(high ? vzip2q_u64(p8, q8) : vzip1q_u64(p8, q8));
 #endif
     typename Bytes<bytes>::Unsigned joined, u = (typename Bytes<bytes>::Unsigned)a;
     const typename Bytes<bytes>::Unsigned v = (typename Bytes<bytes>::Unsigned)b;
@@ -98,15 +123,21 @@ template <int bytes, int unit, bool high> inline Words<bytes> interleave(Words<b
 
 // Lane by lane: bytes of four words, so that word c holds byte c of each.
 template <int bytes> inline Words<bytes> transpose_bytes(Words<bytes> words) {
-#if defined(__AVX2__)
+#if defined(__SSSE3__)
     const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 #if defined(__AVX512BW__)
     if constexpr (bytes == 64)
         return (Words<64>)_mm512_shuffle_epi8((__m512i)words, _mm512_broadcast_i32x4(order));
 #endif
+#if defined(__AVX2__)
     if constexpr (bytes == 32)
         return (Words<32>)_mm256_shuffle_epi8((__m256i)words, _mm256_broadcastsi128_si256(order));
+#endif
     if constexpr (bytes == 16) return (Words<16>)_mm_shuffle_epi8((__m128i)words, order);
+#elif defined(SPARSEWRIGHT_NEON)
+    static_assert(bytes == 16);
+    const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    return (Words<bytes>)vqtbl1q_u8((uint8x16_t)words, order);
 #else
     typename Bytes<bytes>::Unsigned u = (typename Bytes<bytes>::Unsigned)words, v;
     for (int i = 0; i < bytes; ++i) v[i] = u[i / 16 * 16 + i % 4 * 4 + i / 4 % 4];
@@ -120,6 +151,15 @@ inline Wide widen_weights(const std::int8_t *p) {
     return (Wide)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 #elif defined(__AVX2__)
     return (Wide)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__SSE4_1__)
+    static_assert(lanes == 4);
+    std::int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return (Wide)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
+#elif defined(SPARSEWRIGHT_NEON)
+    std::int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return (Wide)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(static_cast<std::uint32_t>(four))))));
 #else
     return Wide{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
 #endif

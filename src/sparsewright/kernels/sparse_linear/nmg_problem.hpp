@@ -41,6 +41,9 @@ using NmgFunction = void (*)(const NmgProblem &);
 
 extern "C" {
 void sparsewright_nmg_linear_portable(const sparsewright::NmgProblem &problem);
+void sparsewright_nmg_linear_sse41(const sparsewright::NmgProblem &problem);
+void sparsewright_nmg_linear_avx(const sparsewright::NmgProblem &problem);
 void sparsewright_nmg_linear_avx2(const sparsewright::NmgProblem &problem);
 void sparsewright_nmg_linear_avx512(const sparsewright::NmgProblem &problem);
+void sparsewright_nmg_linear_neon(const sparsewright::NmgProblem &problem);
 }

@@ -56,6 +56,9 @@ using LinearFunction = void (*)(const LinearProblem &);
 
 extern "C" {
 void sparsewright_sparse_linear_portable(const sparsewright::LinearProblem &problem);
+void sparsewright_sparse_linear_sse41(const sparsewright::LinearProblem &problem);
+void sparsewright_sparse_linear_avx(const sparsewright::LinearProblem &problem);
 void sparsewright_sparse_linear_avx2(const sparsewright::LinearProblem &problem);
 void sparsewright_sparse_linear_avx512(const sparsewright::LinearProblem &problem);
+void sparsewright_sparse_linear_neon(const sparsewright::LinearProblem &problem);
 }

@@ -28,7 +28,8 @@ template <int G, class Value> struct RowLane {
     static constexpr int width = sizeof(V) / sizeof(float);
     static constexpr int vectors = G / width;
     // Sums, the weights they share and the input must fit the registers.
-    static constexpr int most_tokens = registers == 32 ? (vectors == 1 ? 14 : 8) : vectors == 1 ? 8 : vectors == 2 ? 6 : 3;
+    static constexpr int most_tokens = registers == 32 ? (vectors == 1 ? 14 : vectors == 2 ? 8 : 5)
+                                                       : vectors == 1 ? 8 : vectors == 2 ? 6 : 3;
 
     // y of MT tokens and one row group; starts from y unless `first`, adds the bias if `last`.
     template <int MT, bool copied>

@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && !defined(SPARSEWRIGHT_PORTABLE)
+#include <arm_neon.h>
+#define SPARSEWRIGHT_NEON
 #endif
 
 namespace {
@@ -14,15 +17,19 @@ namespace {
 typedef float f4 __attribute__((vector_size(16)));
 typedef float f8 __attribute__((vector_size(32)));
 typedef float f16 __attribute__((vector_size(64)));
+typedef std::int32_t i4 __attribute__((vector_size(16)));
 
 #if defined(__AVX512F__)
 using Wide = f16;
 constexpr int registers = 32;
-#elif defined(__AVX2__)
+#elif defined(__AVX__)
 using Wide = f8;
 constexpr int registers = 16;
+#elif defined(SPARSEWRIGHT_NEON)
+using Wide = f4;
+constexpr int registers = 32;
 #else
-using Wide = f4;  // SSE2 on x86-64, NEON on arm64, scalars elsewhere
+using Wide = f4;  // SSE on x86-64; elsewhere what the compiler makes of it
 constexpr int registers = 16;
 #endif
 constexpr int lanes = sizeof(Wide) / sizeof(float);
@@ -59,6 +66,9 @@ template <class V> inline V multiply_add(V a, V b, V c) {
     } else {
         return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
     }
+#elif defined(SPARSEWRIGHT_NEON)
+    static_assert(sizeof(V) == 16);
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
@@ -71,6 +81,22 @@ struct Half {
 struct Byte {  // of a row that has a scale
     std::int8_t value;
 };
+#if !defined(__F16C__)
+// Four halves where no instruction converts them; exact, subnormal numbers too, and also when the processor is set to
+// take subnormal single-precision numbers for zero.
+inline f4 decode_four(const Half *p) {
+    typedef std::uint16_t Bits __attribute__((vector_size(8)));
+    Bits half;
+    std::memcpy(&half, p, sizeof half);
+    const i4 bits = __builtin_convertvector(half, i4);
+    const i4 magnitude = (bits & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
+    i4 single = magnitude + (112 << 23);                         // exponents of halves start 112 lower
+    single += i4(exponent == i4{} + 0x0f800000) & (112 << 23);   // infinity, NaN
+    const f4 subnormal = f4(magnitude + (113 << 23)) - 0x1p-14f;  // 1.m - 1 at the lowest normal exponent
+    single = exponent == i4{} ? i4(subnormal) : single;
+    return f4(single | (bits & 0x8000) << 16);
+}
+#endif
 
 inline float to_float(float value) { return value; }
 
@@ -79,18 +105,13 @@ inline float to_float(Byte byte) { return byte.value; }
 inline float to_float(Half half) {
 #if defined(__F16C__)
     return _cvtsh_ss(half.bits);
+#elif defined(SPARSEWRIGHT_NEON)
+    __fp16 value;
+    std::memcpy(&value, &half, sizeof value);
+    return value;
 #else
-    // Shift exponent and mantissa into place and rescale by 2^112: exact for normal and subnormal halves.
-    std::uint32_t magnitude = static_cast<std::uint32_t>(half.bits & 0x7fffu) << 13;
-    float scaled;
-    std::memcpy(&scaled, &magnitude, sizeof scaled);
-    scaled *= 0x1p112f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &scaled, sizeof bits);
-    if ((half.bits & 0x7c00u) == 0x7c00u) bits = 0x7f800000u | magnitude;
-    bits |= static_cast<std::uint32_t>(half.bits & 0x8000u) << 16;
-    std::memcpy(&scaled, &bits, sizeof scaled);
-    return scaled;
+    const Half four[4] = {half, half, half, half};
+    return decode_four(four)[0];
 #endif
 }
 
@@ -106,9 +127,19 @@ template <class V> inline V load(const Half *p) {
     } else {
         return (V)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
     }
+#elif defined(SPARSEWRIGHT_NEON)
+    static_assert(sizeof(V) == 16);
+    return (V)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t *>(p))));
 #else
+#if defined(__AVX__)
+    if constexpr (sizeof(V) == 32)
+        return (V)_mm256_insertf128_ps(_mm256_castps128_ps256((__m128)decode_four(p)), (__m128)decode_four(p + 4), 1);
+#endif
     V v;
-    for (unsigned i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = to_float(p[i]);
+    for (unsigned i = 0; i < sizeof(V) / sizeof(f4); ++i) {
+        const f4 four = decode_four(p + 4 * i);
+        std::memcpy(reinterpret_cast<char *>(&v) + i * sizeof four, &four, sizeof four);
+    }
     return v;
 #endif
 }
@@ -164,7 +195,7 @@ inline Range share(std::int64_t count, std::int64_t parts, std::int64_t part) {
     return {count * part / parts, count * (part + 1) / parts};
 }
 
-// Reads a square: column[c][r] = row[r][c]. Parts of vectors are joined while they are read, which spares the one shuffle
+// Reads a square: column[c][r] = row[r][c]. On AVX parts of vectors are joined while they are read, which spares the one shuffle
 // unit the exchange of halves and quarters, the slowest step of a transposition.
 inline __attribute__((always_inline)) void read_columns(const float *const (&row)[lanes], std::int64_t at,
                                                         Wide (&column)[lanes]) {
@@ -187,7 +218,7 @@ inline __attribute__((always_inline)) void read_columns(const float *const (&row
         column[h + 2] = (Wide)_mm512_shuffle_ps(b, d, 0x44);
         column[h + 3] = (Wide)_mm512_shuffle_ps(b, d, 0xee);
     }
-#elif defined(__AVX2__)
+#elif defined(__AVX__)
 #pragma GCC unroll 2
     for (int h = 0; h < 8; h += 4) {
         __m256 r[4];

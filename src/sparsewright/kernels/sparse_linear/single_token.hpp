@@ -22,7 +22,7 @@ constexpr int stream_lanes = sizeof(Stream) / sizeof(float);
 template <int G> inline Stream gather(const float *x, const std::uint8_t *i) {
     if constexpr (G >= stream_lanes) {
         return splat<Stream>(x[i[0]]);
-#if defined(__AVX2__)
+#if defined(__AVX__)
     } else if constexpr (G == 4) {
         return (Stream)_mm256_blend_ps(_mm256_set1_ps(x[i[0]]), _mm256_set1_ps(x[i[1]]), 0xf0);
     } else if constexpr (G == 2) {
@@ -113,7 +113,7 @@ inline void add_singles(const Value *w, const std::uint8_t *i, std::int64_t coun
 
 // Four floats as the low stream_lanes of a whole vector.
 inline Stream widen(f4 low) {
-#if defined(__AVX2__)
+#if defined(__AVX__)
     return (Stream)_mm256_insertf128_ps(_mm256_setzero_ps(), (__m128)low, 0);
 #else
     return low;
