@@ -1,8 +1,8 @@
 """Write the table of docs/instruction_sets.md: which instruction sets there are, and where each was tried.
 
 What was tried is kept in benchmarks/results/instruction_sets.csv, a line per instruction set and machine. `--record`
-tries every set that this machine runs or can emulate and replaces its lines; `--check` writes nothing, its exit code tells
-whether the page is up to date.
+tries every set that this machine runs or can emulate and replaces its lines; `--check` writes nothing, its exit code
+tells whether the page is up to date.
 """
 
 import csv
