@@ -119,7 +119,7 @@ def test_export_keeps_the_packed_operators_and_tokens_open(values: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", ["fp32", "int8"])
 def test_a_bert_of_transformers_compiles_and_exports(values: str) -> None:
     model = pack_linears(bert(), values)
     close = ROUNDED if values == "int8" else CLOSE

@@ -7,6 +7,6 @@ the best one that runs here.
 
 import torch  # noqa: F401
 
-from ._core import Int8Operand, Operand, instruction_set, instruction_sets
+from ._core import Int8Operand, Operand, fma_peak, instruction_set, instruction_sets
 
-__all__ = ["Int8Operand", "Operand", "instruction_set", "instruction_sets"]
+__all__ = ["Int8Operand", "Operand", "fma_peak", "instruction_set", "instruction_sets"]

@@ -15,6 +15,7 @@
 
 #include "../kernels/sparse_linear/int8_problem.hpp"
 #include "../kernels/sparse_linear/problem.hpp"
+#include "peak.hpp"
 
 namespace nb = nanobind;
 using namespace sparsewright;
@@ -69,6 +70,16 @@ const InstructionSet &choose() {
 const InstructionSet &current() {
     static const InstructionSet &set = choose();
     return set;
+}
+
+// The peak loop of the widest vectors that the chosen set has.
+double fma_peak([[maybe_unused]] std::int64_t iterations) {
+#if defined(SPARSEWRIGHT_X86)
+    const std::string name = current().name;
+    if (name.starts_with("avx512")) return sparsewright_fma_peak_avx512(iterations);
+    if (name == "avx2" || name == "avx_vnni") return sparsewright_fma_peak_avx2(iterations);
+#endif
+    return sparsewright_fma_peak_portable(iterations);
 }
 
 // Bytes of a data cache as the operating system tells it; `usual` where it does not.
@@ -182,6 +193,7 @@ NB_MODULE(_core, m) {
             if (set.runs_here()) names.push_back(set.name);
         return names;
     });
+    m.def("fma_peak", &fma_peak, nb::arg("iterations"), nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Operand>(m, "Operand")
         .def(nb::init<std::uintptr_t, bool, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t, int,
                       std::int64_t, std::int64_t, int>(),
