@@ -92,19 +92,20 @@ def export_onnx(
     _finish(proto)
     size = proto.ByteSize()
     if size > _MOST_BYTES:
-        raise BundleError(f"One ONNX file holds at most 2 GiB, this model needs {size:,} bytes. Prune more, or save it "
-                          "as a bundle with `sw.save`.")  # fmt: skip
+        raise BundleError(
+            f"One ONNX file holds at most 2 GiB, this model needs {size:,} bytes. Prune more, or save it as a bundle "
+            "with `sw.save`."
+        )
     nodes = Counter(node.op_type for node in proto.graph.node if node.domain == DOMAIN)
     with atomic_write(goal) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         error = _compare(temporary, {**dict(zip(names, args)), **kwargs}, expected) if check else None
         _require_close(error, any("Int8" in name for name in nodes))
-    weights = {id(weight): weight for module in model.modules() for weight in module._parameters.values()}
     return OnnxFile(
         goal,
         goal.stat().st_size,
         nodes,
-        sum(4 * weight.numel() for weight in weights.values() if isinstance(weight, SparseTensor)),
+        sum(4 * weight.numel() for weight in model.parameters() if isinstance(weight, SparseTensor)),
         tuple(entry.name for entry in proto.graph.input),
         tuple(entry.name for entry in proto.graph.output),
         error,
@@ -222,8 +223,9 @@ def _finish(proto: Any) -> None:
     for name in sorted({node.op_type for node in used}):
         proto.functions.append(parser.parse_function(OPERATORS[name].text(standard)))
     _name_planes(proto.graph, used)
-    for held in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output,
-                 *proto.graph.initializer, *proto.graph.value_info):  # fmt: skip
+    graph = proto.graph
+    described = (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info)
+    for held in (proto, graph, *described):
         # Stack traces, paths of sources among them.
         del held.metadata_props[:]
         held.doc_string = ""
