@@ -17,7 +17,7 @@ NAMES = set(
     ModelError NumericError PackedWeight PatternError Plan PlanError ProfileError RecipeError SearchResult SparseTensor
     SparsewrightError __version__ dispatch_report doctor inspect linear load load_model load_recipe masks measure pack
     pack_ parse_pattern profile recover run save search solve_mask sparsify_ verify why_not
-    keep_masks_ register_transformers train_packed_
+    export_onnx keep_masks_ register_transformers train_packed_
     """.split()  # noqa: SIM905 (forty quoted names would hide the list)
 )
 

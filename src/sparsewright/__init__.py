@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .bundle import inspect, load, register_transformers, save, verify
+from .bundle import export_onnx, inspect, load, register_transformers, save, verify
 from .core import (
     BudgetError,
     BundleError,
@@ -67,6 +67,7 @@ __all__ = [
     "__version__",
     "dispatch_report",
     "doctor",
+    "export_onnx",
     "inspect",
     "keep_masks_",
     "linear",

@@ -16,7 +16,7 @@ from sparsewright.pipeline.session import load_weights
 
 VERBS = [
     *("init", "run", "doctor", "profile", "targets", "search", "sparsify", "train", "pack", "bench"),
-    *("inspect", "verify", "report", "list"),
+    *("inspect", "export", "verify", "report", "list"),
 ]
 
 
@@ -73,6 +73,15 @@ def test_sparsify_pack_inspect_verify_and_load(command: Command, workplace: Path
         masked = sparsewright.load_model("python:mine:build").model
         load_weights(masked, weights)
         torch.testing.assert_close(model(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_export_writes_what_onnxruntime_runs_as_torch_does(command: Command, packed: Path) -> None:
+    pytest.importorskip("onnxscript", reason="ONNX files need the extra `onnx`")
+    told = command("export", packed, "--out", "model.onnx", "--json").json
+    assert Path(told["path"]).stat().st_size == told["size_bytes"]
+    assert told["packed_layers"]["VectorLinear"] >= 1
+    assert told["error"] < 1e-4
+    assert "onnxruntime answers as torch does" in command("export", packed, "--out", "model.onnx").out
 
 
 def test_sparsify_takes_a_plan_file_and_tells_each_layer(command: Command, workplace: Path) -> None:

@@ -21,6 +21,7 @@
 #include "../kernels/sparse_linear/problem.hpp"
 #include "instruction_sets.hpp"
 #include "nmg_module.hpp"
+#include "peak.hpp"
 
 namespace nb = nanobind;
 using namespace sparsewright;
@@ -35,6 +36,7 @@ struct InstructionSet {
     NmgFunction nmg_linear;
     GroupedFunction grouped_nm;
     ConvFunction conv;
+    PeakFunction fma_peak;
 };
 
 #define SPARSEWRIGHT_SET(name, runs, floats, ints) \
@@ -44,7 +46,8 @@ struct InstructionSet {
      sparsewright_int8_linear_##ints,                                                                     \
      sparsewright_nmg_linear_##floats,                                                                    \
      sparsewright_grouped_nm_##floats,                                                                    \
-     sparsewright_sparse_conv_##floats},
+     sparsewright_sparse_conv_##floats,                                                                   \
+     sparsewright_fma_peak_##floats},
 
 // Best first. A new kernel is one member above and one entry of this line.
 const InstructionSet sets[] = {SPARSEWRIGHT_SETS(SPARSEWRIGHT_SET)};
@@ -275,6 +278,8 @@ NB_MODULE(_core, m) {
             if (set.runs_here()) names.push_back(set.name);
         return names;
     });
+    m.def("fma_peak", [](std::int64_t iterations) { return current().fma_peak(iterations); },
+          nb::arg("iterations"), nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Operand>(m, "Operand")
         .def(nb::init<std::uintptr_t, int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t,
                       int, std::int64_t, std::int64_t, int>(),

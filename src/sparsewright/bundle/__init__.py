@@ -3,6 +3,7 @@
 from .inspection import BundleInfo, BundleRow, inspect
 from .load import load
 from .manifest import Level, Manifest, ModelSource, PackedLayer, read_manifest
+from .onnx import OnnxFile, export_onnx
 from .reader import BundleReader
 from .save import save
 from .transformers import register_transformers
@@ -15,8 +16,10 @@ __all__ = [
     "Level",
     "Manifest",
     "ModelSource",
+    "OnnxFile",
     "PackedLayer",
     "VerifyReport",
+    "export_onnx",
     "inspect",
     "load",
     "read_manifest",

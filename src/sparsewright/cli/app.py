@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..core import SparsewrightError, file_error
-from . import bench, doctor, init, inspect, pack, profile, report, run, search, sparsify, targets, train, verify
+from . import bench, doctor, export, init, inspect, pack, profile, report, run, search, sparsify, targets, train, verify
 from . import list as list_verb
 
 # What a full disk, a read-only folder or missing rights answer, from whatever library wrote.
@@ -57,6 +57,7 @@ app.command("train")(train.train)
 app.command("pack")(pack.pack)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("report")(report.report)
 app.command("list")(list_verb.list_)

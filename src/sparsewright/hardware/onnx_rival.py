@@ -152,8 +152,9 @@ def onnx_module(path: Path, dense: nn.Module, batch: Any, threads: int) -> OnnxM
     return OnnxModule(session, [entry.name for entry in session.get_inputs()], output)
 
 
-def open_session(path: str | Path, threads: int = 1) -> Any:
-    """A CPU session with a fixed number of threads that do not spin while others work."""
+def open_session(model: str | Path | bytes, threads: int = 1) -> Any:
+    """A CPU session on a file, or on a model in memory, with a fixed number of threads that do not spin while others
+    work."""
     _require("onnxruntime")
     import onnxruntime
 
@@ -162,7 +163,8 @@ def open_session(path: str | Path, threads: int = 1) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def load_session(path: str) -> OnnxModule:

@@ -21,6 +21,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 OPERATORS: dict[Any, Callable[..., Any]] = {}
 
 _PREFIX = "packed_"
+# Names of all planes that any packed weight of this process has held.
+_planes: set[str] = set()
 
 
 @final
@@ -79,7 +81,12 @@ class SparseTensor(Tensor):
         for name, tensor in packed.tensors.items():
             # torch.compile and torch.export ask for inner tensors as attributes.
             setattr(self, _PREFIX + name, tensor)
+            _planes.add(_PREFIX + name)
         self.packed = packed
+
+    def __dir__(self) -> list[str]:
+        # torch.export asks the first packed weight of a model which attributes the others have, whatever their layouts.
+        return [*super().__dir__(), *_planes]
 
     def like(
         self, packed: PackedWeight, transposed: bool | None = None, dtype: torch.dtype | None = None

@@ -1,0 +1,274 @@
+"""ONNX files with packed layers: any runtime loads them, they answer as torch does, and they are small."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_models import TwoLayers, mask_layer
+from torch import Tensor, nn
+
+from sparsewright.bundle import export_onnx, onnx_functions
+from sparsewright.bundle import onnx as exporter
+from sparsewright.core import BundleError, FileError, KernelError, MissingPackageError, ModelError, parse_pattern
+from sparsewright.layouts import layouts, pack
+from sparsewright.models import ensure_torchvision_imports
+from sparsewright.nn import SparseTensor, as_parameter
+from sparsewright.solvers import solve_mask
+
+onnx = pytest.importorskip("onnx", reason="ONNX files need the extra `onnx`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX files are run with onnxruntime")
+pytest.importorskip("onnxscript", reason="ONNX files need the extra `onnx`")
+
+# Float32 products of up to 128 terms, summed in another order.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+class Block(nn.Module):
+    """Two packed linears, the second without bias."""
+
+    def __init__(self, text: str, out: int, in_: int) -> None:
+        super().__init__()
+        self.up, self.down = packed_linear(text, out, in_), packed_linear(text, in_, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+def packed_linear(text: str, out: int, in_: int, bias: bool = True, layout: str = "auto") -> nn.Linear:
+    """A linear with a pattern and a value type, such as `1:4x4 int8`."""
+    torch.manual_seed(out * in_)
+    layer = nn.Linear(in_, out, bias=bias)
+    pattern, _, values = text.partition(" ")
+    dtype = {"": torch.float32, "fp16": torch.float16, "int8": torch.int8}[values]
+    weight = layer.weight.detach()
+    mask = torch.ones_like(weight, dtype=torch.bool) if pattern == "dense" else solve_mask(weight.abs(), pattern)
+    packed = pack(weight, mask, layout, parse_pattern(pattern), dtype)
+    layer._parameters["weight"] = as_parameter(SparseTensor(packed))
+    return layer
+
+
+def answers(path: Path, *inputs: Tensor) -> list[Tensor]:
+    """What onnxruntime says."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs)}
+    return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+
+@pytest.mark.parametrize(
+    "text, out, in_, operator",
+    [
+        ("2:4x4", 48, 64, "VectorLinear"),
+        ("2:4", 20, 520, "VectorLinear"),
+        ("10%", 50, 160, "VectorLinear"),
+        ("1:8x4 fp16", 36, 64, "VectorLinear"),
+        ("16x1@10% int8", 40, 300, "Int8Linear"),
+        ("dense int8", 20, 35, "Int8DenseLinear"),
+    ],
+)
+def test_packed_layers_answer_as_in_torch_for_any_number_of_tokens(
+    tmp_path: Path, text: str, out: int, in_: int, operator: str
+) -> None:
+    model = packed_linear(text, out, in_)
+    told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, in_))
+    assert told.packed_layers == {operator: 1}
+    assert told.error is not None
+    onnx.checker.check_model(onnx.load(told.path), full_check=True)
+    for tokens in (1, 2, 7, 33):
+        x = torch.randn(tokens, in_)
+        with torch.no_grad():
+            torch.testing.assert_close(answers(told.path, x)[0], model(x), **CLOSE)
+
+
+def test_a_second_runtime_reads_the_function_bodies(tmp_path: Path) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    for text in ("2:4x4", "1:4x4 int8", "dense int8"):
+        model = Block(text, 32, 64)
+        told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
+        x = torch.randn(3, 64)
+        (found,) = ReferenceEvaluator(onnx.load(told.path)).run(None, {"input": x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(x), **CLOSE)
+
+
+def test_items_and_tokens_stay_open(tmp_path: Path) -> None:
+    model = Block("2:4x4", 32, 64)
+    told = export_onnx(model, tmp_path / "model.onnx", torch.randn(1, 5, 64))
+    for shape in ((1, 1, 64), (1, 9, 64), (4, 3, 64), (0, 3, 64)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(answers(told.path, x)[0], model(x), **CLOSE)
+
+
+def test_sizes_can_be_fixed(tmp_path: Path) -> None:
+    model = Block("2:4x4", 32, 64)
+    told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64), dynamic_shapes=None)
+    (entry,) = onnx.load(told.path).graph.input
+    assert [size.dim_value for size in entry.type.tensor_type.shape.dim] == [5, 64]
+
+
+@pytest.mark.parametrize("text, share", [("2:4x4", 0.55), ("10%", 0.15), ("1:4x4 int8", 0.11)])
+def test_the_file_is_smaller_than_the_dense_one(tmp_path: Path, text: str, share: float) -> None:
+    model = Block(text, 768, 256)
+    told = export_onnx(model, tmp_path / "packed.onnx", torch.randn(5, 256), check=False)
+    dense = copy.deepcopy(model)
+    for layer in (dense.up, dense.down):
+        layer.weight = nn.Parameter(layer.weight.dense())
+    plain = export_onnx(dense, tmp_path / "dense.onnx", torch.randn(5, 256), check=False)
+    assert plain.packed_layers == {}
+    assert told.size_bytes == told.path.stat().st_size
+    assert told.size_bytes < share * plain.size_bytes
+    assert told.dense_weight_bytes == 2 * 768 * 256 * 4
+
+
+def test_runtimes_that_fold_constants_make_the_dense_weight_once(tmp_path: Path) -> None:
+    told = export_onnx(Block("2:4x4", 32, 64), tmp_path / "model.onnx", torch.randn(5, 64))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "folded.onnx")
+    onnxruntime.InferenceSession(str(told.path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "folded.onnx").graph.node]
+    assert sorted(set(kinds)) == ["Gemm", "Relu", "Reshape"]
+
+
+def test_planes_are_named_after_their_layers_and_no_trace_of_sources_is_left(tmp_path: Path) -> None:
+    told = export_onnx(Block("2:4x4", 32, 64), tmp_path / "model.onnx", torch.randn(5, 64))
+    graph = onnx.load(told.path).graph
+    names = {entry.name for entry in graph.initializer}
+    assert {"up.weight.values", "up.weight.index", "up.weight.pointers", "up.bias", "down.weight.values"} <= names
+    assert not [node.name for node in graph.node if node.metadata_props or node.doc_string]
+    assert str(Path(__file__).parent).encode() not in told.path.read_bytes()
+
+
+def test_a_tied_packed_weight_is_stored_once(tmp_path: Path) -> None:
+    model = nn.Sequential(packed_linear("2:4x4", 64, 64), nn.ReLU(), packed_linear("2:4x4", 64, 64))
+    separate = export_onnx(model, tmp_path / "separate.onnx", torch.randn(5, 64))
+    model[2].weight = model[0].weight
+    tied = export_onnx(model, tmp_path / "tied.onnx", torch.randn(5, 64))
+    assert tied.packed_layers == {"VectorLinear": 2}
+    assert tied.size_bytes < 0.6 * separate.size_bytes
+    assert tied.dense_weight_bytes == 64 * 64 * 4
+
+
+def test_packed_masked_and_dense_layers_go_together(make_model: Callable[..., TwoLayers], tmp_path: Path) -> None:
+    model = make_model(second=None)
+    mask_layer(model.second, "2:4")
+    model.train()
+    tokens = torch.randint(0, 40, (6,))
+    told = export_onnx(model, tmp_path / "model.onnx", tokens)
+    assert model.training
+    assert told.packed_layers == {"VectorLinear": 1}
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(answers(told.path, tokens)[0], model(tokens), **CLOSE)
+
+
+def test_the_masked_layout_is_written_as_the_dense_matrix_it_is(tmp_path: Path) -> None:
+    model = packed_linear("2:4", 32, 64, layout="masked")
+    told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
+    assert told.packed_layers == {}
+    assert told.size_bytes > 32 * 64 * 4
+
+
+@pytest.mark.slow
+def test_a_transformer_keeps_its_names_of_inputs_and_outputs(tmp_path: Path) -> None:
+    ensure_torchvision_imports()
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    model = BertModel(config).eval()
+    for layer in model.encoder.layer:
+        for linear in (layer.attention.self.query, layer.intermediate.dense, layer.output.dense):
+            pattern = parse_pattern("2:4x4")
+            mask = solve_mask(linear.weight.detach().abs(), pattern)
+            packed = pack(linear.weight.detach(), mask, pattern=pattern)
+            linear._parameters["weight"] = as_parameter(SparseTensor(packed))
+
+    def batch(items: int, length: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, 99, (items, length))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    told = export_onnx(model, tmp_path / "bert.onnx", batch(2, 16))
+    assert told.packed_layers == {"VectorLinear": 6}
+    assert told.inputs == ("input_ids", "attention_mask")
+    assert told.outputs == ("last_hidden_state", "pooler_output")
+    other = batch(3, 9)
+    other["attention_mask"][1, 5:] = 0
+    found = answers(told.path, *other.values())
+    with torch.no_grad():
+        expected = model(**other)
+    torch.testing.assert_close(found[0], expected.last_hidden_state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layout_without_a_kernel_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = packed_linear("2:4", 32, 64, layout="bitmask")
+    with pytest.raises(KernelError, match="storage form"):
+        export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_without_an_onnx_form_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "translations", dict)
+    with pytest.raises(KernelError, match=r"sparsewright\.linear\.default has no form in ONNX.*leave it dense"):
+        export_onnx(packed_linear("2:4x4", 32, 64), tmp_path / "model.onnx", torch.randn(5, 64))
+
+
+def test_a_file_that_answers_otherwise_never_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = onnx_functions.VECTOR
+    operator = replace(right, body=right.body.replace("inputs = Identity (x)", "inputs = Neg (x)"))
+    monkeypatch.setattr(exporter, "OPERATORS", {"VectorLinear": operator})
+    path = tmp_path / "model.onnx"
+    path.write_text("before")
+    with pytest.raises(BundleError, match=r"differs from torch's by .* of its largest value"):
+        export_onnx(packed_linear("2:4x4", 32, 64), path, torch.randn(5, 64))
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mistakes_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_linear("2:4x4", 32, 64)
+
+    class Unbounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if float(x.sum()) > 0 else x
+
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            return None
+
+    with pytest.raises(ModelError, match="torch cannot export Unbounded"):
+        export_onnx(Unbounded(), tmp_path / "model.onnx", torch.randn(5, 64))
+    with pytest.raises(ModelError, match="answers without a tensor"):
+        export_onnx(Silent(), tmp_path / "model.onnx", torch.randn(5, 64))
+    with pytest.raises(FileError):
+        export_onnx(model, tmp_path, torch.randn(5, 64))
+    monkeypatch.setattr(exporter, "_MOST_BYTES", 1000)
+    with pytest.raises(BundleError, match=r"at most 2 GiB, this model needs [\d,]+ bytes"):
+        export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
+    monkeypatch.setattr(exporter, "find_spec", lambda package: None)
+    with pytest.raises(MissingPackageError, match=r"pip install sparsewright\[onnx\]"):
+        export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_layout_that_runs_packed_has_an_onnx_form() -> None:
+    """A new layout joins here by an operator of its own, or by running through one of these."""
+    written: set[str] = set()
+    for name in layouts.names():
+        try:
+            layer = packed_linear("16x1@50% int8" if name == "int8" else "16x1@50%", 32, 64, layout=name)
+            program = torch.export.export(layer, (torch.randn(5, 64),))
+        except KernelError:
+            continue
+        ours = {node.target for node in program.graph.nodes if str(node.target).startswith("sparsewright.")}
+        assert ours <= set(onnx_functions.translations()), name
+        written.add(name)
+    assert {"vector", "int8", "masked"} <= written
