@@ -262,13 +262,30 @@ def test_mistakes_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_every_layout_that_runs_packed_has_an_onnx_form() -> None:
     """A new layout joins here by an operator of its own, or by running through one of these."""
     written: set[str] = set()
+    texts = {"int8": "16x1@50% int8", "int8_weights": "16x1@50% int8", "semi_structured": "2:4 fp16"}
+    # n:m:g weights have no form of their own: they are refused by name.
     for name in layouts.names():
+        if name == "nmg":
+            continue
         try:
-            layer = packed_linear("16x1@50% int8" if name == "int8" else "16x1@50%", 32, 64, layout=name)
+            layer = packed_linear(texts.get(name, "16x1@50%"), 32, 64, layout=name)
             program = torch.export.export(layer, (torch.randn(5, 64),))
         except KernelError:
             continue
         ours = {node.target for node in program.graph.nodes if str(node.target).startswith("sparsewright.")}
         assert ours <= set(onnx_functions.translations()), name
         written.add(name)
-    assert {"vector", "int8", "masked"} <= written
+    assert {"vector", "int8", "int8_weights", "masked"} <= written
+
+
+def test_n_m_g_weights_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=r"nmg_linear.* has no form in ONNX\. Pack the layer in the layout 'vector'"):
+        export_onnx(packed_linear("3:6:4", 36, 80), tmp_path / "m.onnx", torch.randn(5, 80))
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_weights_under_exact_inputs_answer_alike(tmp_path: Path) -> None:
+    layer = packed_linear("2:4 int8", 24, 64)
+    written = export_onnx(layer, tmp_path / "m.onnx", torch.randn(5, 64))
+    assert written.error is not None
+    assert written.error < 1e-5

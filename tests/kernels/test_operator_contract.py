@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsewright.core import parse_pattern
-from sparsewright.kernels import linear
+from sparsewright.kernels import conv2d, linear
 from sparsewright.layouts import pack
 
 NAMESPACE = "sparsewright::"
@@ -57,19 +57,47 @@ def linear_both_ways(text: str, dtype: torch.dtype, bias: bool) -> Callable[[], 
     return call
 
 
+def trained() -> None:
+    """A layer whose kept values take a gradient, with the gradient of that gradient."""
+    pattern = parse_pattern("2:4x4")
+    weight = random_weight(16, 32)
+    tensors = pack(weight, obeying_mask(weight, pattern), pattern=pattern).tensors
+    values = tensors["values"].clone().requires_grad_()
+    x = torch.randn(5, 32, requires_grad=True)
+    y = torch.ops.sparsewright.linear(x, values, tensors["index"], tensors["pointers"], None, 16)
+    (of_values,) = torch.autograd.grad(y.square().sum(), values, create_graph=True)
+    of_values.square().sum().backward()
+
+
+def convolution() -> None:
+    """A packed convolution, forward and backward."""
+    pattern = parse_pattern("2:4x4")
+    weight = random_weight(16, 72)
+    packed = pack(weight, obeying_mask(weight, pattern), pattern=pattern)
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    bias = torch.randn(16, requires_grad=True)
+    conv2d(x, packed, bias, kernel_size=3, padding=1).square().sum().backward()
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "vector": linear_both_ways("2:4x4", torch.float32, True),
     "plain": linear_both_ways("2:4", torch.float32, False),
     "half": linear_both_ways("1:4x4", torch.float16, True),
     "int8": linear_both_ways("2:4x4", torch.int8, True),
     "int8 without bias": linear_both_ways("2:4x4", torch.int8, False),
+    "int8 weights": linear_both_ways("2:4", torch.int8, True),
+    "n:m:g": linear_both_ways("3:6:4", torch.float32, True),
+    "trained": trained,
+    "convolution": convolution,
 }
 
 
 def registered() -> list[str]:
     """Names of our operators in this process."""
     names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
-    return sorted(name for name in names if name.startswith(NAMESPACE))
+    ours = sorted(name for name in names if name.startswith(NAMESPACE))
+    # Others run on CUDA devices, or are carried by tensor subclasses.
+    return [name for name in ours if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")]
 
 
 @pytest.fixture(scope="module")
