@@ -3,10 +3,12 @@
 from . import bitmask, int8, masked, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import infer_pattern, pack
+from .plain import AbstractPlainLayout
 
 __all__ = [
     "VALUE_DTYPES",
     "AbstractLayout",
+    "AbstractPlainLayout",
     "PackedWeight",
     "bitmask",
     "infer_pattern",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..core import KernelError
 from ..kernels import linear as multiply
 from ..layouts import PackedWeight
+from .packed_input import packed_input
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
 
 aten = torch.ops.aten
@@ -33,7 +34,9 @@ def _serves(table: dict[Any, Callable[..., Any]], *names: Any) -> Callable[[H], 
 
 @_serves(FUNCTIONS, F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` with a packed weight."""
+    """`F.linear` with a packed weight, or with a packed matrix as its input."""
+    if type(input) is SparseTensor and not input.transposed and type(weight) is not SparseTensor:
+        return packed_input(input, weight, bias)
     if type(weight) is not SparseTensor or weight.transposed or type(input) is SparseTensor:
         raise needs_dense("F.linear with a packed tensor elsewhere than as the (out, in) weight")
     return multiply(input, weight.packed, bias)

@@ -11,8 +11,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..core import BundleError, KernelError, parse_pattern
+from ..kernels import count_dense_run, missing_choice, operators
 from ..layouts import PackedWeight, layouts
 
 # Filled by `products` and `handlers`; looked up on every call, so plain dicts.
@@ -123,16 +125,46 @@ class SparseTensor(Tensor):
     ) -> Any:
         handler = OPERATORS.get(func)
         if handler is None:
-            raise needs_dense(str(func))
+            return _unserved(func, args, kwargs or {})
         return handler(func, *args, **(kwargs or {}))
 
 
-def needs_dense(operation: str) -> KernelError:
-    """The error of an operation that no packed kernel serves."""
+def needs_dense(operation: str, stub: str = "") -> KernelError:
+    """The error of an operation that no packed kernel serves; `stub` shows how to write one."""
     return KernelError(
         f"{operation} has no kernel for a packed weight and would need it dense. "
-        "Call `.dense()` on the weight if dense is what you want, or leave this layer unpacked."
+        "Call `.dense()` on the weight if dense is what you want, or leave this layer unpacked." + stub
     )
+
+
+def _unserved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """An operator without a handler: dense where that was asked for, counted; else the error that shows a handler."""
+    if missing_choice() != "dense" or func._schema.is_mutable:
+        raise needs_dense(str(func), f" To add a kernel, fill this in:\n\n{handler_stub(func)}")
+
+    def opened(item: Any) -> Any:
+        if not isinstance(item, SparseTensor):
+            return item
+        count_dense_run(item.packed)
+        return item.dense()
+
+    dense_args, dense_kwargs = tree_map(opened, (args, dict(kwargs)))
+    return func(*dense_args, **dense_kwargs)
+
+
+def handler_stub(func: Any) -> str:
+    """Python text of a handler of an operator: right as it is, and to be filled with something faster."""
+    names = [argument.name for argument in func._schema.arguments]
+    return f'''\
+import torch
+from sparsewright.nn import SparseTensor, implements
+
+
+@implements(torch.ops.{func})
+def serve({", ".join(names)}):
+    """{func._schema}: the arguments as they came, SparseTensors among them (`.packed`, `.dense()`)."""
+    return ...  # fill in
+'''
 
 
 def copy_packed(packed: PackedWeight, change: Callable[[Tensor], Tensor]) -> PackedWeight:
@@ -143,6 +175,7 @@ def copy_packed(packed: PackedWeight, change: Callable[[Tensor], Tensor]) -> Pac
 
 def as_parameter(tensor: SparseTensor) -> SparseTensor:
     """The tensor as an `nn.Parameter` without gradient of its own; gradients still flow to the inputs of its layer."""
+    operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
     parameter: Any = torch.nn.Parameter(tensor, requires_grad=False)
     held: SparseTensor = parameter
     return held

@@ -2,6 +2,23 @@
 
 from .dispatch import dispatch_table, set_dispatch_table, which, why_not
 from .linear import linear
+from .missing import OnMissing, count_dense_run, dense_runs, missing_choice, on_missing
+from .operators import AbstractLinear, operators, register_operator
 from .reference import reference_linear
 
-__all__ = ["dispatch_table", "linear", "reference_linear", "set_dispatch_table", "which", "why_not"]
+__all__ = [
+    "AbstractLinear",
+    "OnMissing",
+    "count_dense_run",
+    "dense_runs",
+    "dispatch_table",
+    "linear",
+    "missing_choice",
+    "on_missing",
+    "operators",
+    "reference_linear",
+    "register_operator",
+    "set_dispatch_table",
+    "which",
+    "why_not",
+]

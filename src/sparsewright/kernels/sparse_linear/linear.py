@@ -6,13 +6,19 @@ from torch.nn import Parameter, functional
 
 from ...layouts import PackedWeight
 from . import int8_op  # noqa: F401 (registers the operators)
-from .dispatch import no_kernel, why_not
+from .candidates import CANDIDATES
+from .dispatch import why_not
 from .int8_operand import PLANES
+from .missing import OnMissing, missing_choice, run_dense
+from .no_kernel import no_kernel
 from .op import check_call
 from .operand import kept_per_8, native_operand
+from .operators import able_operator, run_operator
+
+_BUILT_IN = frozenset(candidate.layout for candidate in CANDIDATES)
 
 
-def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, on_missing: OnMissing | None = None) -> Tensor:
     """`x @ W.T + bias` without touching what W does not keep.
 
     Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
@@ -21,15 +27,20 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     Args:
         x: `(..., in)` float32, any strides, any number of tokens.
         packed: W `(out, in)`: layout `vector` (float32 or float16 values), `int8` (x is rounded to 7 bits from two
-            tokens on, one range per token), or `masked` (dense on request).
+            tokens on, one range per token), `masked` (dense on request), or a layout with a registered operator.
         bias: `(out,)` float32, or None.
+        on_missing: where no kernel is able: `error`, or `dense` (unpack for this call, counted in `dispatch_report`);
+            None: as the surrounding `sparsewright.on_missing` block says, `error` without one.
 
     Returns:
         `(..., out)` float32.
 
     Raises:
-        KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
+        KernelError: no kernel is able (the message lists each one's reasons and shows how to add one), or x or bias
+            does not fit.
     """
+    if _not_built_in(x, packed, on_missing):
+        return _elsewhere(x, packed, bias, missing_choice(on_missing))
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         return _through_operator(x, packed, bias)
     if packed.layout == "masked":
@@ -56,6 +67,26 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     return y
 
 
+def _not_built_in(x: Tensor, packed: PackedWeight, on_missing: OnMissing | None) -> bool:
+    """Whether the kernels of this package do not take the weight, or x where dense execution is wanted instead."""
+    if packed.layout not in _BUILT_IN:
+        return True
+    if packed.layout == "vector" and packed.value_dtype not in (torch.float32, torch.float16):
+        return True
+    return x.dtype is not torch.float32 and packed.layout != "masked" and missing_choice(on_missing) == "dense"
+
+
+def _elsewhere(x: Tensor, packed: PackedWeight, bias: Tensor | None, on_missing: OnMissing) -> Tensor:
+    """By a registered operator; dense where that was asked for."""
+    tokens = x.numel() // packed.shape[1]
+    name = able_operator(packed, tokens)
+    if name is not None:
+        return run_operator(name, x, packed, bias)
+    if on_missing == "dense":
+        return run_dense(x, packed, bias)
+    raise no_kernel(why_not(packed, tokens), packed)
+
+
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
     """Whether anything is in play that must see the call or gives tensors that have no bytes of their own: gradients,
     tracing, dispatch modes, functorch, subclasses (fake tensors among them), shapes without data, pending negations."""
@@ -80,8 +111,6 @@ def _through_operator(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
             x, *(tensors[name] for name in PLANES), bias, packed.shape[0]
         )
         return rounded
-    if packed.layout != "vector" or tensors["values"].dtype not in (torch.float32, torch.float16):
-        raise no_kernel(why_not(packed, 2))
     check_call(x, packed.shape[1], packed.shape[0], bias)
     y: Tensor = torch.ops.sparsewright.linear(
         x,

@@ -11,8 +11,9 @@ from ..._native import Operand
 from ...core import NM, AbstractPattern, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
-from .dispatch import choose_native, no_kernel, why_not
+from .dispatch import choose_native, why_not
 from .int8_operand import NativeInt8Operand, make_int8_operand
+from .no_kernel import no_kernel
 from .threads import worth_sharing
 
 
@@ -105,7 +106,7 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand:
             tensors["values"], tensors["index"], tensors["pointers"], *packed.shape, kept_per_8(packed.pattern)
         )
     else:
-        raise no_kernel(reasons)
+        raise no_kernel(reasons, packed)
     _operands[id(packed)] = operand
     weakref.finalize(packed, _operands.pop, id(packed), None)
     return operand
