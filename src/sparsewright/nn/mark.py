@@ -93,7 +93,7 @@ def mark_(
         for name, fmt in _resolved(output_gradients, list(modules), "output_gradients").items():
             _mark_output_gradient(marks, name, modules[name], fmt)
         for name, fmt in _resolved(outputs, list(modules), "outputs").items():
-            hook = _OutputHook(name, fmt, fmt.apply if fmt.is_traceable else torch.compiler.disable(fmt.apply))
+            hook = _OutputHook(name, fmt, fmt.apply if fmt.is_traceable else _outside_the_graph(fmt))
             marks._undo.append(modules[name].register_forward_hook(hook).remove)
             marks.outputs[name] = fmt
     except BaseException:
@@ -255,6 +255,13 @@ def _gradient_changer(fmt: SparseFormat) -> Callable[[Tensor], Tensor]:
 
     change: Callable[[Tensor], Tensor] = ChangedGradient.apply
     return change
+
+
+def _outside_the_graph(fmt: SparseFormat) -> Callable[[Tensor], Tensor]:
+    apply: Callable[[Tensor], Tensor] = torch.compiler.disable(
+        fmt.apply, reason=f"packing to {fmt.final!r} gives tensors whose sizes depend on values"
+    )
+    return apply
 
 
 @final

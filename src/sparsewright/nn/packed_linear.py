@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor, nn
 
 from ..core import KernelError
-from ..kernels import linear, operators
+from ..kernels import forget_dense_runs, linear, operators
 from ..layouts import PackedWeight
 
 _PREFIX = "packed_"
@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
             able = [name for name, tensor in packed.tensors.items() if tensor.is_floating_point()]
             raise KernelError(f"Of this weight {', '.join(able) or 'nothing'} can be trained, got {', '.join(unable)}.")
         self._about = (packed.layout, packed.pattern, packed.shape, packed.value_dtype)
+        forget_dense_runs(packed)
         self._names = tuple(packed.tensors)
         for name, tensor in packed.tensors.items():
             if name in trainable:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..core import BundleError, KernelError, parse_pattern
-from ..kernels import count_dense_run, missing_choice, operators
+from ..kernels import count_dense_run, forget_dense_runs, missing_choice, operators
 from ..layouts import PackedWeight, layouts
 
 # Filled by `products` and `handlers`; looked up on every call, so plain dicts.
@@ -97,15 +97,17 @@ class SparseTensor(Tensor):
         packed = self.packed
         names = tuple(packed.tensors)
         context = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, names, self.transposed, self.dtype)
-        return [_PREFIX + name for name in names], context
+        # The choice does not rebuild it: torch.compile guards on all of this, and so compiles again for the other one.
+        return [_PREFIX + name for name in names], (*context, missing_choice())
 
     def _stable_hash_for_caching(self) -> str:
         packed = self.packed
-        return f"{packed.layout} {packed.pattern} {packed.shape} {packed.value_dtype} {self.transposed} {self.dtype}"
+        seen = f"{self.transposed} {self.dtype} {missing_choice()}"
+        return f"{packed.layout} {packed.pattern} {packed.shape} {packed.value_dtype} {seen}"
 
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], context: Any, size: Any, stride: Any) -> "SparseTensor":
-        layout, pattern, shape, value_dtype, names, transposed, dtype = context
+        layout, pattern, shape, value_dtype, names, transposed, dtype, _ = context
         tensors = {name: inner[_PREFIX + name] for name in names}
         return SparseTensor(PackedWeight(layout, pattern, shape, value_dtype, tensors), transposed, dtype)
 
@@ -154,7 +156,9 @@ def _unserved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
 
 def handler_stub(func: Any) -> str:
     """Python text of a handler of an operator: right as it is, and to be filled with something faster."""
-    names = [argument.name for argument in func._schema.arguments]
+    arguments = [argument for argument in func._schema.arguments if not argument.kwarg_only]
+    keywords = [argument for argument in func._schema.arguments if argument.kwarg_only]
+    names = [_as_python(argument) for argument in arguments] + ["*"] * bool(keywords) + list(map(_as_python, keywords))
     return f'''\
 import torch
 from sparsewright.nn import SparseTensor, implements
@@ -167,15 +171,22 @@ def serve({", ".join(names)}):
 '''
 
 
+def _as_python(argument: Any) -> str:
+    return f"{argument.name}={argument.default_value!r}" if argument.has_default_value() else str(argument.name)
+
+
 def copy_packed(packed: PackedWeight, change: Callable[[Tensor], Tensor]) -> PackedWeight:
     """The same packed weight with every tensor replaced by `change(tensor)`."""
     tensors = {name: change(tensor) for name, tensor in packed.tensors.items()}
-    return PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
+    changed = PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
+    forget_dense_runs(changed)
+    return changed
 
 
 def as_parameter(tensor: SparseTensor) -> SparseTensor:
     """The tensor as an `nn.Parameter` without gradient of its own; gradients still flow to the inputs of its layer."""
     operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
+    forget_dense_runs(tensor.packed)
     parameter: Any = torch.nn.Parameter(tensor, requires_grad=False)
     held: SparseTensor = parameter
     return held

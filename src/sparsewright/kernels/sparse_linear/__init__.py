@@ -2,7 +2,7 @@
 
 from .dispatch import dispatch_table, set_dispatch_table, which, why_not
 from .linear import linear
-from .missing import OnMissing, count_dense_run, dense_runs, missing_choice, on_missing
+from .missing import OnMissing, count_dense_run, dense_runs, forget_dense_runs, missing_choice, on_missing
 from .operators import AbstractLinear, operators, register_operator
 from .reference import reference_linear
 
@@ -12,6 +12,7 @@ __all__ = [
     "count_dense_run",
     "dense_runs",
     "dispatch_table",
+    "forget_dense_runs",
     "linear",
     "missing_choice",
     "on_missing",

@@ -11,6 +11,7 @@ from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ...core import KernelError, parse_pattern
 from ...layouts import PackedWeight
@@ -21,7 +22,7 @@ OnMissing = Literal["error", "dense"]
 
 @final
 class _Policy:
-    # A plain attribute, because torch.compile guards on it; on a context variable or a thread's own value it does not.
+    # A plain attribute: torch.compile guards on it where it traces the read, on a context variable it would not.
     on_missing: OnMissing = "error"
 
 
@@ -87,13 +88,20 @@ def run_dense(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
 
 
 def dense_runs(packed: PackedWeight) -> int:
-    """How often this weight ran dense on request, in this process and since it has its present tensors."""
-    return _runs[_address(list(packed.tensors.values()))]
+    """How often this weight ran dense on request since it came into its module."""
+    return _runs.get(_address(list(packed.tensors.values())), 0)
 
 
 def count_dense_run(packed: PackedWeight) -> None:
     """Count a dense execution of another operation than linear."""
     _runs[_address(list(packed.tensors.values()))] += 1
+
+
+def forget_dense_runs(packed: PackedWeight) -> None:
+    """Start counting anew: a weight has come to memory that another one may have had."""
+    tensors = list(packed.tensors.values())
+    if all(type(tensor) in (Tensor, Parameter) for tensor in tensors):  # tracers have no memory
+        _runs.pop(_address(tensors), None)
 
 
 def _address(tensors: list[Tensor]) -> int:
