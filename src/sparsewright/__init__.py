@@ -24,10 +24,10 @@ from .core import (
     parse_pattern,
 )
 from .hardware import doctor, measure, pack_, profile
-from .kernels import linear, why_not
+from .kernels import linear, on_missing, why_not
 from .layouts import PackedWeight, pack
 from .models import Data, load_model, sparsify_
-from .nn import SparseTensor, dispatch_report, masks, train_packed_
+from .nn import SparseFormat, SparseTensor, dispatch_report, mark_, masks, train_packed_
 from .search import Budget, SearchResult, search
 from .solvers import solve_mask
 from .training import keep_masks_, recover
@@ -62,6 +62,7 @@ __all__ = [
     "ProfileError",
     "RecipeError",
     "SearchResult",
+    "SparseFormat",
     "SparseTensor",
     "SparsewrightError",
     "__version__",
@@ -74,8 +75,10 @@ __all__ = [
     "load",
     "load_model",
     "load_recipe",
+    "mark_",
     "masks",
     "measure",
+    "on_missing",
     "pack",
     "pack_",
     "parse_pattern",

@@ -6,6 +6,7 @@ from typing import Any
 def registries() -> dict[str, dict[str, Any]]:
     """Kind -> name -> what is registered under it; plug-ins are read now."""
     from ..hardware import targets
+    from ..kernels import operators
     from ..kernels.sparse_linear.candidates import CANDIDATES
     from ..layouts import layouts
     from ..models import adapters
@@ -16,7 +17,7 @@ def registries() -> dict[str, dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {
         registry.kind: dict(registry.items())
-        for registry in (solvers, layouts, sparsifiers, adapters, tasks, targets, distillations)
+        for registry in (solvers, layouts, operators, sparsifiers, adapters, tasks, targets, distillations)
     }
     found["kernels"] = {candidate.name: candidate for candidate in CANDIDATES}
     return found

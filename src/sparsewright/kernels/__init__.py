@@ -2,10 +2,19 @@
 
 from .sparse_conv import conv2d, reference_conv2d, which_conv2d, why_not_conv2d
 from .sparse_linear import (
+    AbstractLinear,
+    OnMissing,
     Sharing,
+    count_dense_run,
+    dense_runs,
     dispatch_table,
+    forget_dense_runs,
     linear,
+    missing_choice,
+    on_missing,
+    operators,
     reference_linear,
+    register_operator,
     set_dispatch_table,
     set_sharing,
     which,
@@ -13,12 +22,21 @@ from .sparse_linear import (
 )
 
 __all__ = [
+    "AbstractLinear",
+    "OnMissing",
     "Sharing",
     "conv2d",
+    "count_dense_run",
+    "dense_runs",
     "dispatch_table",
+    "forget_dense_runs",
     "linear",
+    "missing_choice",
+    "on_missing",
+    "operators",
     "reference_conv2d",
     "reference_linear",
+    "register_operator",
     "set_dispatch_table",
     "set_sharing",
     "which",

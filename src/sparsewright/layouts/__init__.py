@@ -3,10 +3,12 @@
 from . import bitmask, int8, int8_weights, masked, nmg, semi_structured, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
 from .packing import float_layout, infer_pattern, pack
+from .plain import AbstractPlainLayout
 
 __all__ = [
     "VALUE_DTYPES",
     "AbstractLayout",
+    "AbstractPlainLayout",
     "PackedWeight",
     "bitmask",
     "float_layout",

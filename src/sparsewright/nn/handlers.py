@@ -12,6 +12,7 @@ from ..core import KernelError
 from ..layouts import PackedWeight
 from .arithmetic import same_places
 from .lower_precision import multiply as multiply_frozen
+from .packed_input import packed_input
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
 from .trainable import train_product
 
@@ -42,7 +43,9 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
 
 @_serves(FUNCTIONS, F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` with a packed weight."""
+    """`F.linear` with a packed weight, or with a packed matrix as its input."""
+    if type(input) is SparseTensor and not input.transposed and type(weight) is not SparseTensor:
+        return packed_input(input, weight, bias)
     if type(weight) is not SparseTensor or weight.transposed or weight.view_shape or type(input) is SparseTensor:
         raise needs_dense("F.linear with a packed tensor elsewhere than as the (out, in) weight")
     return multiply(input, weight, bias)

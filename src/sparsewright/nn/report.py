@@ -5,9 +5,11 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .. import kernels
 from ..layouts import PackedWeight
+from .packed_linear import PackedLinear
 from .sparse_tensor import SparseTensor
 
 _MASK = "weight_mask"
@@ -60,6 +62,7 @@ class DispatchRow:
         layout: its layout, else empty.
         kernel: the kernel that would run now; `torch dense` for masked and dense layers.
         reasons: why not packed, or why the kernels before the chosen one are not able.
+        dense_runs: how often it ran dense because that was asked for where no kernel was able.
     """
 
     name: str
@@ -69,6 +72,7 @@ class DispatchRow:
     layout: str
     kernel: str
     reasons: tuple[str, ...]
+    dense_runs: int = 0
 
 
 def dispatch_report(model: nn.Module, tokens: int = 1) -> list[DispatchRow]:
@@ -85,12 +89,25 @@ def dispatch_report(model: nn.Module, tokens: int = 1) -> list[DispatchRow]:
             # Only convolutions are seen with more dimensions than a matrix.
             groups = 0 if weight.view_shape is None else int(getattr(module, "groups", 1))
             rows.append(_packed_row(name, weight.packed, tokens, groups))
+        elif isinstance(module, PackedLinear):
+            rows.append(_packed_row(name, module.packed, tokens, 0))
+        elif parametrize.is_parametrized(module, "weight"):
+            shape = _matrix(getattr(module.parametrizations["weight"], "original", None))
+            reason = "parametrised: its weight is computed, and its zeros are multiplied"
+            rows.append(DispatchRow(name, shape, "masked", "", "", "torch dense", (reason,)))
         elif isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(module, nn.Embedding):
             masked = module._buffers.get(_MASK) is not None
             reason = "masked but not packed: its zeros are multiplied" if masked else "not sparsified"
-            shape = (int(weight.shape[0]), int(weight[0].numel()))
-            rows.append(DispatchRow(name, shape, "masked" if masked else "dense", "", "", "torch dense", (reason,)))
+            rows.append(
+                DispatchRow(name, _matrix(weight), "masked" if masked else "dense", "", "", "torch dense", (reason,))
+            )
     return rows
+
+
+def _matrix(weight: Tensor | None) -> tuple[int, int]:
+    if weight is None or weight.dim() < 2:
+        return (0, 0)
+    return int(weight.shape[0]), int(weight[0].numel())
 
 
 def _packed_row(name: str, packed: PackedWeight, tokens: int, groups: int) -> DispatchRow:
@@ -100,9 +117,21 @@ def _packed_row(name: str, packed: PackedWeight, tokens: int, groups: int) -> Di
     chosen = "none"
     if any(not reasons for reasons in said.values()):
         chosen = kernels.which_conv2d(packed, groups) if groups else kernels.which(packed, tokens)
+    dense_runs = kernels.dense_runs(packed)
+    if dense_runs and chosen == "none":
+        return DispatchRow(
+            name,
+            packed.shape,
+            "dense",
+            str(packed.pattern),
+            packed.layout,
+            "torch dense (on request)",
+            refused,
+            dense_runs,
+        )
     # The layout `masked` multiplies its zeros: it must count as what it is.
     state = "masked" if packed.layout == "masked" else "packed"
-    return DispatchRow(name, packed.shape, state, str(packed.pattern), packed.layout, chosen, refused)
+    return DispatchRow(name, packed.shape, state, str(packed.pattern), packed.layout, chosen, refused, dense_runs)
 
 
 def dense_layers(model: nn.Module) -> int:

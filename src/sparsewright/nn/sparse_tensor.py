@@ -12,8 +12,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..core import BundleError, KernelError, parse_pattern
+from ..kernels import count_dense_run, forget_dense_runs, missing_choice, operators
 from ..layouts import PackedWeight, layouts
 
 # Filled by `products` and `handlers`; looked up on every call, so plain dicts.
@@ -127,16 +129,17 @@ class SparseTensor(Tensor):
         names = tuple(packed.tensors)
         seen = (self.transposed, self.dtype, self.view_shape)
         context = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, names, *seen)
-        return [_PREFIX + name for name in names], context
+        # The choice does not rebuild it: torch.compile guards on all of this, and so compiles again for the other one.
+        return [_PREFIX + name for name in names], (*context, missing_choice())
 
     def _stable_hash_for_caching(self) -> str:
         packed = self.packed
-        seen = f"{self.transposed} {self.dtype} {self.view_shape}"
+        seen = f"{self.transposed} {self.dtype} {self.view_shape} {missing_choice()}"
         return f"{packed.layout} {packed.pattern} {packed.shape} {packed.value_dtype} {seen}"
 
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], context: Any, size: Any, stride: Any) -> "SparseTensor":
-        layout, pattern, shape, value_dtype, names, transposed, dtype, view_shape = context
+        layout, pattern, shape, value_dtype, names, transposed, dtype, view_shape, _ = context
         tensors = {name: inner[_PREFIX + name] for name in names}
         return SparseTensor(PackedWeight(layout, pattern, shape, value_dtype, tensors), transposed, dtype, view_shape)
 
@@ -156,22 +159,60 @@ class SparseTensor(Tensor):
     ) -> Any:
         handler = OPERATORS.get(func)
         if handler is None:
-            raise needs_dense(str(func))
+            return _unserved(func, args, kwargs or {})
         return handler(func, *args, **(kwargs or {}))
 
 
-def needs_dense(operation: str) -> KernelError:
-    """The error of an operation that no packed kernel serves."""
+def needs_dense(operation: str, stub: str = "") -> KernelError:
+    """The error of an operation that no packed kernel serves; `stub` shows how to write one."""
     return KernelError(
         f"{operation} has no kernel for a packed weight and would need it dense. "
-        "Call `.dense()` on the weight if dense is what you want, or leave this layer unpacked."
+        "Call `.dense()` on the weight if dense is what you want, or leave this layer unpacked." + stub
     )
+
+
+def _unserved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """An operator without a handler: dense where that was asked for, counted; else the error that shows a handler."""
+    if missing_choice() != "dense" or func._schema.is_mutable:
+        raise needs_dense(str(func), f" To add a kernel, fill this in:\n\n{handler_stub(func)}")
+
+    def opened(item: Any) -> Any:
+        if not isinstance(item, SparseTensor):
+            return item
+        count_dense_run(item.packed)
+        return item.dense()
+
+    dense_args, dense_kwargs = tree_map(opened, (args, dict(kwargs)))
+    return func(*dense_args, **dense_kwargs)
+
+
+def handler_stub(func: Any) -> str:
+    """Python text of a handler of an operator: right as it is, and to be filled with something faster."""
+    arguments = [argument for argument in func._schema.arguments if not argument.kwarg_only]
+    keywords = [argument for argument in func._schema.arguments if argument.kwarg_only]
+    names = [_as_python(argument) for argument in arguments] + ["*"] * bool(keywords) + list(map(_as_python, keywords))
+    return f'''\
+import torch
+from sparsewright.nn import SparseTensor, implements
+
+
+@implements(torch.ops.{func})
+def serve({", ".join(names)}):
+    """{func._schema}: the arguments as they came, SparseTensors among them (`.packed`, `.dense()`)."""
+    return ...  # fill in
+'''
+
+
+def _as_python(argument: Any) -> str:
+    return f"{argument.name}={argument.default_value!r}" if argument.has_default_value() else str(argument.name)
 
 
 def copy_packed(packed: PackedWeight, change: Callable[[Tensor], Tensor]) -> PackedWeight:
     """The same packed weight with every tensor replaced by `change(tensor)`."""
     tensors = {name: change(tensor) for name, tensor in packed.tensors.items()}
-    return PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
+    changed = PackedWeight(packed.layout, packed.pattern, packed.shape, packed.value_dtype, tensors)
+    forget_dense_runs(changed)
+    return changed
 
 
 def as_parameter(tensor: SparseTensor, trainable: bool = False) -> SparseTensor:
@@ -182,6 +223,8 @@ def as_parameter(tensor: SparseTensor, trainable: bool = False) -> SparseTensor:
         trainable: whether its kept values get a gradient (layout `vector`, float32 values; see `train_packed_`);
             gradients flow to the inputs of its layer either way.
     """
+    operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
+    forget_dense_runs(tensor.packed)
     parameter: Any = torch.nn.Parameter(tensor, requires_grad=trainable)
     held: SparseTensor = parameter
     return held

@@ -28,7 +28,7 @@ class AbstractCandidate(ABC):
     """One way to run sparse linear."""
 
     name: ClassVar[str]
-    layouts: ClassVar[tuple[str, ...]]
+    layouts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def why_not(self, packed: PackedWeight, tokens: int) -> list[str]:

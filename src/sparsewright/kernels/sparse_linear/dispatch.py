@@ -5,9 +5,11 @@ import math
 
 import torch
 
-from ...core import DispatchEntry, DispatchTable, KernelError, instruction_set
+from ...core import DispatchEntry, DispatchTable, instruction_set
 from ...layouts import PackedWeight
 from .candidates import CANDIDATES, NATIVE, TRITON, AbstractNative
+from .no_kernel import no_kernel
+from .operators import registered
 
 OP = "sparse_linear"
 
@@ -102,7 +104,7 @@ def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
     Returns:
         Kernel name -> reasons; an empty list means that it is able.
     """
-    return {candidate.name: candidate.why_not(packed, tokens) for candidate in CANDIDATES}
+    return {candidate.name: candidate.why_not(packed, tokens) for candidate in (*CANDIDATES, *registered())}
 
 
 def which(packed: PackedWeight, tokens: int = 1) -> str:
@@ -114,17 +116,11 @@ def which(packed: PackedWeight, tokens: int = 1) -> str:
     reasons = why_not(packed, tokens)
     able = [name for name, against in reasons.items() if not against]
     if not able:
-        raise no_kernel(reasons)
-    if packed.layout not in ("vector", "int8_weights"):
+        raise no_kernel(reasons, packed)
+    if packed.layout not in ("vector", "int8_weights") or able[0] not in {kernel.name for kernel in (*NATIVE, *TRITON)}:
         return able[0]
     values = packed.tensors["values"]
     density = values.shape[0] / max(1, -(-packed.shape[0] // values.shape[1]) * packed.shape[1])
     if packed.device.type == "cuda":
         return choose_triton(values.shape[1], tokens, packed.shape[1], density, values.dtype, values.dtype)
     return choose_native(values.shape[1], tokens, packed.shape[1], density).name
-
-
-def no_kernel(reasons: dict[str, list[str]]) -> KernelError:
-    """The error that lists each candidate's reasons."""
-    each = "; ".join(f"{name}: {', '.join(against)}" for name, against in reasons.items() if against)
-    return KernelError(f"No kernel runs sparse linear here. {each}. Pack the weight for it, or leave the layer dense.")

@@ -7,12 +7,26 @@ from torch.nn import Parameter
 from ...layouts import PackedWeight
 from .activations import CODES, Activation, apply_activation, check_activation
 from .autocast import as_float32
+from .candidates import CANDIDATES
+from .dispatch import why_not
+from .missing import OnMissing, missing_choice, run_dense
+from .no_kernel import no_kernel
 from .op import check_call
 from .operand import native_operand
+from .operators import able_operator, run_operator
 from .registered import masked_dense, registered_linear
 
+_BUILT_IN = frozenset(layout for candidate in CANDIDATES for layout in candidate.layouts)
 
-def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+
+def linear(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    activation: Activation | None = None,
+    *,
+    on_missing: OnMissing | None = None,
+) -> Tensor:
     """`activation(x @ W.T + bias)` without touching what W does not keep.
 
     Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
@@ -24,22 +38,27 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
         packed: W `(out, in)` on the device of x: layout `vector` (float32 or float16 values, on CUDA also bfloat16),
             `nmg` (CPU, the same), `int8_weights` (CPU; bytes, x as it is), `int8` (CPU; x is rounded to 7 bits from two
             tokens on, one range per token), `semi_structured` (CUDA; x of the values' dtype), or `masked` (dense on
-            request).
+            request), or a layout with a registered operator.
         bias: `(out,)` float32, on a CUDA device any of the dtypes of x, or None.
         activation: `relu`, `gelu` (its exact form) or `gelu_tanh`, applied to y while it is in the nearest cache.
+        on_missing: where no kernel is able: `error`, or `dense` (unpack for this call, counted in `dispatch_report`);
+            None: as the surrounding `sparsewright.on_missing` block says, `error` without one.
 
     Returns:
         `(..., out)` in the dtype of x; under autocast computed in float32 and then rounded to autocast's dtype.
 
     Raises:
-        KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
+        KernelError: no kernel is able (the message lists each one's reasons and shows how to add one), or x or bias
+            does not fit.
     """
     if activation is not None:
         check_activation(activation)
     if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
         with torch.autocast("cpu", enabled=False):
-            y = linear(as_float32(x), packed, as_float32(bias), activation)
+            y = linear(as_float32(x), packed, as_float32(bias), activation, on_missing=on_missing)
         return y.to(torch.get_autocast_dtype("cpu"))
+    if _not_built_in(x, packed, on_missing):
+        return apply_activation(_elsewhere(x, packed, bias, missing_choice(on_missing)), activation)
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         return apply_activation(registered_linear(x, packed, bias), activation)
     if packed.layout == "masked":
@@ -64,6 +83,32 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None, activati
     if tokens:
         operand.run(x, bias, y, tokens, CODES[activation])
     return y
+
+
+def _not_built_in(x: Tensor, packed: PackedWeight, on_missing: OnMissing | None) -> bool:
+    """Whether the kernels of this package do not take the weight, or x where dense execution is wanted instead."""
+    if packed.layout not in _BUILT_IN or (packed.value_dtype is not torch.float32 and _too_narrow(packed)):
+        return True
+    narrow = x.dtype is not torch.float32 and x.is_cpu and packed.layout != "masked"
+    return narrow and missing_choice(on_missing) == "dense"
+
+
+def _too_narrow(packed: PackedWeight) -> bool:
+    """Whether only kernels of other devices multiply these values."""
+    if packed.layout not in ("vector", "nmg", "semi_structured") or packed.device.type != "cpu":
+        return False
+    return packed.layout == "semi_structured" or packed.value_dtype is not torch.float16
+
+
+def _elsewhere(x: Tensor, packed: PackedWeight, bias: Tensor | None, on_missing: OnMissing) -> Tensor:
+    """By a registered operator; dense where that was asked for."""
+    tokens = x.numel() // packed.shape[1]
+    name = able_operator(packed, tokens)
+    if name is not None:
+        return run_operator(name, x, packed, bias)
+    if on_missing == "dense":
+        return run_dense(x, packed, bias)
+    raise no_kernel(why_not(packed, tokens), packed)
 
 
 def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:

@@ -11,9 +11,10 @@ from ..._native import Operand
 from ...core import NM, NMG, AbstractPattern, KernelError, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
-from .dispatch import choose_native, no_kernel, why_not
+from .dispatch import choose_native, why_not
 from .int8_operand import NativeInt8Operand, make_int8_operand
 from .nmg_operand import NativeNmgOperand, make_nmg_operand
+from .no_kernel import no_kernel
 from .threads import worth_sharing
 
 # Numbers as in problem.hpp.
@@ -129,7 +130,7 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
     elif packed.device.type == "cuda":
         raise KernelError(f"Sparse linear takes x on the device of the weight, {packed.device}, got x on cpu. Move it.")
     else:
-        raise no_kernel(reasons)
+        raise no_kernel(reasons, packed)
     _operands[id(packed)] = operand
     weakref.finalize(packed, _operands.pop, id(packed), None)
     return operand

@@ -8,8 +8,9 @@ from ...core import NMG
 from ...layouts import PackedWeight
 from . import int8_op, nmg_op  # noqa: F401 (registers the operators)
 from .cuda_op import check_cuda_call, check_semi_structured_call
-from .dispatch import no_kernel, why_not
+from .dispatch import why_not
 from .int8_operand import PLANES
+from .no_kernel import no_kernel
 from .op import check_call
 from .operand import kept_per_8
 
@@ -26,7 +27,7 @@ def registered_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> T
     }
     run = by_layout.get(packed.layout)
     if run is None:
-        raise no_kernel(why_not(packed, 2))
+        raise no_kernel(why_not(packed, 2), packed)
     return run(x, packed, bias)
 
 
@@ -40,7 +41,7 @@ def _vector(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     if values.is_cuda or x.is_cuda:
         check_cuda_call(x, values, packed.shape[1], packed.shape[0], bias)
     elif values.dtype not in (torch.float32, torch.float16):
-        raise no_kernel(why_not(packed, 2))
+        raise no_kernel(why_not(packed, 2), packed)
     else:
         check_call(x, packed.shape[1], packed.shape[0], bias)
     return _product(x, packed, bias)
@@ -74,7 +75,7 @@ def _int8(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
 
 def _nmg(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     if not isinstance(packed.pattern, NMG) or why_not(packed, 2)["nmg_lane"]:
-        raise no_kernel(why_not(packed, 2))
+        raise no_kernel(why_not(packed, 2), packed)
     check_call(x, packed.shape[1], packed.shape[0], bias)
     values, index = packed.tensors["values"], packed.tensors["index"]
     y: Tensor = torch.ops.sparsewright.nmg_linear(x, values, index, bias, packed.shape[0], packed.pattern.m)
@@ -84,7 +85,7 @@ def _nmg(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
 def _semi_structured(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     values, meta = packed.tensors["values"], packed.tensors["meta"]
     if not values.is_cuda:
-        raise no_kernel(why_not(packed, 2))
+        raise no_kernel(why_not(packed, 2), packed)
     check_semi_structured_call(x, values, packed.shape[1], packed.shape[0], bias)
     y: Tensor = torch.ops.sparsewright.semi_structured_linear(x, values, meta, bias, packed.shape[0])
     return y

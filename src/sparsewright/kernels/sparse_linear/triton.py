@@ -23,7 +23,8 @@ from torch import Tensor
 from ...core import KernelError
 from ...layouts.vector import block_columns
 from .candidates import TRITON
-from .dispatch import choose_triton, no_kernel
+from .dispatch import choose_triton
+from .no_kernel import no_kernel
 
 _ROWS = 16  # outputs of a program; tl.dot needs 16 at least
 LANES = 128  # tokens of a program

@@ -1,0 +1,64 @@
+"""`PackedLinear`: a linear layer whose packed tensors are ordinary parameters and buffers: they can be trained."""
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor, nn
+
+from ..core import KernelError
+from ..kernels import forget_dense_runs, linear, operators
+from ..layouts import PackedWeight
+
+_PREFIX = "packed_"
+
+
+@final
+class PackedLinear(nn.Module):
+    """`x @ W.T + bias` with a packed W.
+
+    Optimizers, `state_dict`, DDP and FSDP see plain tensors named `packed_<name>`.
+
+    Args:
+        packed: W `(out, in)`; its tensors are taken over, not copied.
+        bias: `(out,)`, or None.
+        trainable: names of floating-point tensors of W that become parameters; the operator of the layout must be
+            differentiable in them. The others become buffers.
+
+    Raises:
+        KernelError: a name is none of W's tensors, or is not floating point.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None, trainable: Sequence[str] = ()) -> None:
+        super().__init__()
+        operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
+        unable = [
+            name for name in trainable if name not in packed.tensors or not packed.tensors[name].is_floating_point()
+        ]
+        if unable:
+            able = [name for name, tensor in packed.tensors.items() if tensor.is_floating_point()]
+            raise KernelError(f"Of this weight {', '.join(able) or 'nothing'} can be trained, got {', '.join(unable)}.")
+        self._about = (packed.layout, packed.pattern, packed.shape, packed.value_dtype)
+        forget_dense_runs(packed)
+        self._names = tuple(packed.tensors)
+        for name, tensor in packed.tensors.items():
+            if name in trainable:
+                self.register_parameter(_PREFIX + name, nn.Parameter(tensor.detach()))
+            else:
+                self.register_buffer(_PREFIX + name, tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+
+    @property
+    def packed(self) -> PackedWeight:
+        """W as it is now, around the layer's own tensors."""
+        return PackedWeight(*self._about, {name: getattr(self, _PREFIX + name) for name in self._names})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., in)` to `(..., out)`."""
+        return linear(x, self.packed, self.bias)
+
+    def extra_repr(self) -> str:
+        """Layout, pattern and shape."""
+        layout, pattern, shape, value_dtype = self._about
+        return f"{pattern}, shape={shape}, layout={layout!r}, values={value_dtype}"
