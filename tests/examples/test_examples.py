@@ -34,7 +34,7 @@ def output_of(name: str) -> str:
 
 
 def numbers(text: str) -> list[float]:
-    return [float(found) for found in re.findall(r"(?<![\w:])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w:])", text)]
+    return [float(found) for found in re.findall(r"(?<![\w:])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w:])", text)]
 
 
 @pytest.mark.parametrize("name", STEN)

@@ -48,6 +48,7 @@ template <class T> class Exact {
         if (!memory_ && shift_ + count) std::abort();
         if (count) std::memset(static_cast<void *>(data()), 0xff, static_cast<std::size_t>(count) * sizeof(T));
     }
+    Exact(Exact &&other) : memory_(other.memory_), count_(other.count_), shift_(other.shift_) { other.memory_ = nullptr; }
     Exact(const Exact &) = delete;
     Exact &operator=(const Exact &) = delete;
     ~Exact() { std::free(memory_); }
