@@ -7,7 +7,12 @@ import pytest
 from native_build import HERE, INSTRUCTION_SETS, KERNELS, SANITIZED, contract_program, run, runs_here, succeed
 from needed import tool
 
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+}
 
 
 @pytest.fixture(scope="module")

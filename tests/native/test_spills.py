@@ -1,4 +1,4 @@
-"""Loops that multiply keep their sums in registers: where the compiler runs out of them, speed falls by half unnoticed."""
+"""Loops that multiply keep their sums in registers: where the compiler runs out, speed falls by half unnoticed."""
 
 import platform
 import re
@@ -65,7 +65,9 @@ ALLOWED = (
 
 
 def allowed(isa: InstructionSet, kernel: Kernel, function: str) -> int:
-    fitting = [a.most for a in ALLOWED if isa.name in a.sets and a.kernel == kernel.name and re.search(a.function, function)]
+    fitting = [
+        a.most for a in ALLOWED if isa.name in a.sets and a.kernel == kernel.name and re.search(a.function, function)
+    ]
     return max(fitting, default=0)
 
 
@@ -132,7 +134,8 @@ void spill(const float *x, const float *w, float *y, long n) {
     for (int i = 0; i < 20; ++i) sum[i] = _mm256_setzero_ps();
     for (long k = 0; k < n; ++k)
 #pragma GCC unroll 20
-        for (int i = 0; i < 20; ++i) sum[i] = _mm256_fmadd_ps(_mm256_set1_ps(w[k]), _mm256_loadu_ps(x + 8 * (20 * k + i)), sum[i]);
+        for (int i = 0; i < 20; ++i)
+            sum[i] = _mm256_fmadd_ps(_mm256_set1_ps(w[k]), _mm256_loadu_ps(x + 8 * (20 * k + i)), sum[i]);
     for (int i = 0; i < 20; ++i) _mm256_storeu_ps(y + 8 * i, sum[i]);
 }
 """

@@ -66,6 +66,7 @@ __all__ = [
     "read_json",
     "require_finite",
     "suggest",
+    "vector_lanes",
     "write_json",
     "write_text",
 ]

@@ -26,8 +26,8 @@ from .vector_storage import columns_from_index, expected_bytes, index_from_colum
 GROUPS = (16, 8, 4, 2, 1)
 
 # Columns of a block for the lanes of a vector and a row group, from this density on. Blocks keep a panel of x in the
-# first-level cache beside the weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where none
-# do; on AVX-512, whose vectors are twice as long, 64 of 192 and 128 of 96; on SSE, with half the length, 32 of 192. Where
+# first-level cache beside the weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where
+# none do; on AVX-512, whose vectors are twice as long, 64 of 192 and 128 of 96; on SSE, half as long, 32 of 192. Where
 # little is kept, fewer and longer blocks win, since every block loads and stores its sums. Measured with
 # benchmarks/bench_linear.py; AVX without AVX2 and SSE4.1 by forcing them.
 _BLOCK_COLUMNS: dict[int, dict[int, tuple[tuple[float, int], ...]]] = {

@@ -11,7 +11,6 @@ namespace {
 
 // `bytes` bytes. As a column of x: one byte for each of `bytes` tokens. As a sum: one int32 for each of `bytes` / 4.
 template <int bytes> struct Bytes {
-    typedef std::uint8_t Unsigned __attribute__((vector_size(bytes)));
     typedef std::int32_t Words __attribute__((vector_size(bytes)));
     typedef float Floats __attribute__((vector_size(bytes)));
 };
@@ -61,13 +60,11 @@ template <int bytes> inline Words<bytes> add_products(Words<bytes> sum, Words<by
     return (Words<bytes>)vpadalq_s16((int32x4_t)sum, pairs);
 #endif
 #else
-    std::uint8_t u[bytes];
-    std::int8_t s[bytes];
-    std::memcpy(u, &x, bytes);
-    std::memcpy(s, &w, bytes);
-    for (int i = 0; i < bytes / 4; ++i)
-        for (int j = 4 * i; j < 4 * i + 4; ++j) sum[i] += u[j] * s[j];
-    return sum;
+    // Bytes at even and at odd places apart, 16 bits each: two products fit them, four do not.
+    typedef std::int16_t Pairs __attribute__((vector_size(bytes)));
+    const Pairs a = (Pairs)x, b = (Pairs)w;
+    const Words<bytes> pairs = (Words<bytes>)((a & 0xff) * ((b << 8) >> 8) + (a >> 8) * (b >> 8));
+    return sum + ((pairs << 16) >> 16) + (pairs >> 16);
 #endif
 }
 
@@ -110,15 +107,23 @@ template <int bytes, int unit, bool high> inline Words<bytes> interleave(Words<b
     const uint64x2_t p8 = (uint64x2_t)a, q8 = (uint64x2_t)b;
     if constexpr (unit == 8) return (Words<bytes>)(high ? vzip2q_u64(p8, q8) : vzip1q_u64(p8, q8));
 #endif
-    typename Bytes<bytes>::Unsigned joined, u = (typename Bytes<bytes>::Unsigned)a;
-    const typename Bytes<bytes>::Unsigned v = (typename Bytes<bytes>::Unsigned)b;
-    for (int lane = 0; lane < bytes; lane += 16)
-        for (int i = 0; i < 8; ++i) {
-            const int from = lane + (high ? 8 : 0) + i, to = lane + i / unit * 2 * unit + i % unit;
-            joined[to] = u[from];
-            joined[to + unit] = v[from];
-        }
-    return (Words<bytes>)joined;
+#if !defined(__SSSE3__) && !defined(SPARSEWRIGHT_NEON)
+    static_assert(bytes == 16);
+    typedef std::uint8_t U1 __attribute__((vector_size(16)));
+    typedef std::uint16_t U2 __attribute__((vector_size(16)));
+    typedef std::uint32_t U4 __attribute__((vector_size(16)));
+    typedef std::uint64_t U8 __attribute__((vector_size(16)));
+    constexpr int h = high ? 8 / unit : 0, n = 16 / unit;  // first unit of a, and of b
+    if constexpr (unit == 1)
+        return (Words<bytes>)__builtin_shufflevector((U1)a, (U1)b, h, n + h, h + 1, n + h + 1, h + 2, n + h + 2, h + 3,
+                                                     n + h + 3, h + 4, n + h + 4, h + 5, n + h + 5, h + 6, n + h + 6,
+                                                     h + 7, n + h + 7);
+    if constexpr (unit == 2)
+        return (Words<bytes>)__builtin_shufflevector((U2)a, (U2)b, h, n + h, h + 1, n + h + 1, h + 2, n + h + 2, h + 3,
+                                                     n + h + 3);
+    if constexpr (unit == 4) return (Words<bytes>)__builtin_shufflevector((U4)a, (U4)b, h, n + h, h + 1, n + h + 1);
+    if constexpr (unit == 8) return (Words<bytes>)__builtin_shufflevector((U8)a, (U8)b, h, n + h);
+#endif
 }
 
 // Lane by lane: bytes of four words, so that word c holds byte c of each.
@@ -139,9 +144,11 @@ template <int bytes> inline Words<bytes> transpose_bytes(Words<bytes> words) {
     const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     return (Words<bytes>)vqtbl1q_u8((uint8x16_t)words, order);
 #else
-    typename Bytes<bytes>::Unsigned u = (typename Bytes<bytes>::Unsigned)words, v;
-    for (int i = 0; i < bytes; ++i) v[i] = u[i / 16 * 16 + i % 4 * 4 + i / 4 % 4];
-    return (Words<bytes>)v;
+    // Twice: each byte of the low half beside that of the high half.
+    const auto fold = [](Words<bytes> v) {
+        return interleave<bytes, 1, false>(v, interleave<bytes, 8, true>(v, v));
+    };
+    return fold(fold(words));
 #endif
 }
 
