@@ -1,8 +1,8 @@
 """Write the table of docs/instruction_sets.md: which instruction sets there are, and where each was tried.
 
 What was tried is kept in benchmarks/results/instruction_sets.csv, a line per instruction set and machine. `--record`
-tries every set that this machine runs or can emulate and replaces its lines; `--check` writes nothing, its exit code
-tells whether the page is up to date.
+tries every set that this machine runs or can emulate, or those named behind it, and replaces their lines; `--check`
+writes nothing, its exit code tells whether the page is up to date.
 """
 
 import csv
@@ -141,8 +141,8 @@ def page() -> str:
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
 
 
-def record() -> None:
-    """Try every set that runs here and, where the tools are there, those that can be emulated."""
+def record(names: list[str]) -> None:
+    """Try these sets, or all, that run here and, where the tools are there, those that can be emulated."""
     sys.path.insert(0, str(ROOT / "tests" / "native"))
     from native_build import INSTRUCTION_SETS, contract_program, run
 
@@ -163,6 +163,8 @@ def record() -> None:
     here, made, today = this_machine().cpu, version("sparsewright"), datetime.date.today().isoformat()
     kept, fresh = read_record(), []
     for choice in choices():
+        if names and choice.name not in names:
+            continue
         if choice.name in instruction_sets():
             environment = {**os.environ, "SPARSEWRIGHT_ISA": choice.name}
             command = [sys.executable, "-c", SPEED]
@@ -189,7 +191,7 @@ def record() -> None:
 def main() -> int:
     """Write the page, or compare it."""
     if "--record" in sys.argv[1:]:
-        record()
+        record([word for word in sys.argv[1:] if not word.startswith("--")])
     wanted = page()
     if "--check" in sys.argv[1:]:
         return 0 if PAGE.read_text(encoding="utf-8") == wanted else 1
