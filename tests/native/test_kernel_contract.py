@@ -49,7 +49,9 @@ def test_kernels_stay_within_their_buffers_and_keep_the_contract(name, sanitizin
     if not runs_here(isa):
         pytest.skip(f"this processor does not run {name}")
     if name in ("sse41", "avx") and not os.environ.get("SPARSEWRIGHT_SLOW_TESTS"):
-        pytest.skip(f"{name} takes a minute to compile: set SPARSEWRIGHT_SLOW_TESTS=1; its results are tested elsewhere")
+        pytest.skip(
+            f"{name} takes a minute to compile: set SPARSEWRIGHT_SLOW_TESTS=1; its results are tested elsewhere"
+        )
     assert_passes(contract_program(tmp_path, isa, sanitizing_compiler, SANITIZED), 250)
 
 
