@@ -86,9 +86,20 @@ def object_of(kernel: Kernel, isa: InstructionSet, folder: Path, compiler: str) 
     return made
 
 
+# Kernels and sets whose spills were seen and are neither mended nor listed above.
+NOT_LISTED = {
+    "sparse_linear_cpu": ("avx2", "avx", "sse41", "neon"),
+    "sparse_linear_nmg": ("avx2", "avx", "sse41", "neon"),
+    "sparse_linear_backward": ("avx", "sse41", "neon"),
+    "sparse_conv_cpu": ("avx", "sse41", "neon"),
+}
+
+
 def assert_no_spills(kernel: Kernel, isa: InstructionSet, binary: Path, objdump: str) -> None:
-    if kernel.kind == "exact" or isa.name not in ("avx512", "avx512_vnni", "avx_vnni"):
-        pytest.skip(f"spills of {kernel.name} on {isa.name} are known and not yet listed one by one")
+    if kernel.kind == "exact":
+        pytest.skip("disassembly.py does not know the loops of exact kernels yet")
+    if isa.name in NOT_LISTED.get(kernel.name, ()):
+        pytest.skip(f"{kernel.name} spills on {isa.name}; which loops, and whether it matters, is not listed yet")
     loops = hot_loops(binary, kernel.kind, objdump)
     assert loops, f"{binary} has no loop that multiplies: the patterns of disassembly.py fit it no more"
     spilling = [
