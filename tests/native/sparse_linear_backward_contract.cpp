@@ -105,7 +105,7 @@ void run(Random &random, Tally &tally) {
     p.x = dy.data();
     p.x_stride = dy_stride;
     p.kernel = Kernel::input_grad_by_rows;
-    if (way == 1 || w.group < 4) {
+    if (w.group < 4) {
         p.kernel = Kernel::input_grad_by_columns;
         p.rows = w.out;
         p.in = w.groups;

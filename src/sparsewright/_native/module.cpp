@@ -137,6 +137,7 @@ class Operand {
     // dx (tokens, in) = dy (tokens, out) W.
     void input_grad(std::uintptr_t dy, std::int64_t dy_stride, std::int64_t tokens, std::uintptr_t dx,
                     int threads) const {
+        if (problem_.group < 4) throw std::invalid_argument("groups of 1 and 2 rows go by columns");
         linear(dy, dy_stride, tokens, 0, dx, static_cast<int>(Kernel::input_grad_by_rows), threads, 0);
     }
 
@@ -145,6 +146,7 @@ class Operand {
     void input_grad_by_columns(std::uintptr_t dy, std::int64_t dy_stride, std::int64_t tokens, std::uintptr_t dx,
                                std::uintptr_t index, std::uintptr_t pointers, std::uintptr_t places,
                                std::int64_t blocks, std::int64_t block_groups, int threads) const {
+        if (problem_.group >= 4) throw std::invalid_argument("groups of 4 rows or more go by rows");
         if (blocks < 1 || block_groups < 1 || block_groups > 256 || blocks * block_groups < problem_.groups)
             throw std::invalid_argument("the blocks do not cover the row groups");
         LinearProblem problem = problem_;

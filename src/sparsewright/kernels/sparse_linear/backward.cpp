@@ -22,10 +22,12 @@ template <int G, class Value> void run_part(void *context, int part) {
     const bool by_tokens = p.tokens >= 64;
     const std::int64_t units = divide_up(p.tokens, lanes);
     const Range tokens = by_tokens ? share(units, p.threads, part) : Range{0, units};
-    const std::int64_t cuts = p.kernel == Kernel::input_grad_by_columns ? p.out : p.blocks;
+    constexpr bool by_columns = G < 4;  // single rows and pairs; wider groups can wait in registers
+    if (by_columns != (p.kernel == Kernel::input_grad_by_columns)) return;
+    const std::int64_t cuts = by_columns ? p.out : p.blocks;
     const Range rest = by_tokens ? Range{0, cuts} : share(cuts, p.threads, part);
     if (tokens.begin == tokens.end || rest.begin == rest.end) return;
-    if (p.kernel == Kernel::input_grad_by_columns) {
+    if constexpr (by_columns) {
         InputGradByColumns<G, Value>::run(p, tokens, rest);
     } else {
         InputGradByRows<G, Value>::run(p, tokens, rest);

@@ -24,7 +24,8 @@ inline void to_panel(const float *from, std::int64_t stride, std::int64_t tokens
     } else {
         constexpr int width = NV * lanes_of<V>;
         for (std::int64_t k = 0; k < count; ++k)
-            for (int t = 0; t < width; ++t) panel[k * width + t] = from[smaller<std::int64_t>(t, tokens - 1) * stride + k];
+            for (int t = 0; t < width; ++t)
+                panel[k * width + t] = from[smaller<std::int64_t>(t, tokens - 1) * stride + k];
     }
 }
 

@@ -1,10 +1,10 @@
 // dx = dy W for packed W (out, in).
 //
-// Scatter, for rows that share their columns: dy of a row group waits in registers while each of its kept columns adds
-// to its sums, which lie in a panel in the first-level cache. Reads the operand of the forward kernels as it is.
+// Scatter, for 4 rows or more that share their columns: dy of a row group waits in registers while each of its kept
+// columns adds to its sums, which lie in a panel in the first-level cache. Reads the operand of the forward kernels.
 //
-// Gather, for single rows: sums of a column stay in registers while the rows that keep it come by. Reads the operand of
-// the transposed weight, whose `places` lead into the values of W: nothing is stale when values change.
+// Gather, for single rows and pairs: sums of a column stay in registers while the rows that keep it come by. Reads the
+// operand of the transposed weight, whose `places` lead into the values of W: nothing is stale when values change.
 //
 // Either way every dx is one chain of multiply-adds in ascending row order: tile, thread and position do not matter.
 #pragma once
@@ -29,31 +29,26 @@ __attribute__((noinline)) void scatter(Span span, std::int64_t group, const floa
 #pragma GCC unroll 16
     for (int i = 0; i < R * width; i += 16) __builtin_prefetch(dy + R * width + i);
     const float *w = span.values;
-    const auto step = [&](std::int64_t j) __attribute__((always_inline)) {
+    for (std::int64_t j = 0; j < span.count; ++j, w += group) {
         float *to = panel + span.index[j] * static_cast<std::int64_t>(width);
         V sum[NV];
 #pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) sum[v] = load<V>(to + v * lanes_of<V>);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const V weight = splat<V>(w[j * group + r]);
+            const V weight = splat<V>(w[r]);
 #pragma GCC unroll 16
             for (int v = 0; v < NV; ++v) sum[v] = multiply_add(weight, row[r][v], sum[v]);
         }
 #pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) store(to + v * lanes_of<V>, sum[v]);
-    };
-    // Long runs in few turns, so that the processor foresees the end of regular ones.
-    std::int64_t j = 0;
-    for (; j + 4 <= span.count; j += 4)
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) step(j + i);
-    for (; j < span.count; ++j) step(j);
+    }
 }
 
 template <int G, class Value> struct InputGradByRows {
-    static constexpr int R = G <= 4 ? G : registers == 32 ? 8 : 4;
-    static constexpr int most_vectors = registers == 32 ? (R == 8 ? 2 : R == 4 ? 3 : 4) : R == 4 ? 2 : 4;
+    // dy, sums and a weight must fit the registers.
+    static constexpr int R = G == 4 || registers == 16 ? 4 : 8;
+    static constexpr int most_vectors = registers == 32 && R == 4 ? 3 : 2;
 
     template <class V, int NV>
     static void tile(const LinearProblem &p, std::int64_t token, std::int64_t tokens, Range blocks, float *dy,
@@ -111,7 +106,8 @@ struct Places {  // what one column keeps in one block of row groups
 
 // Adds what M columns keep in one block to their sums of NV vectors of tokens.
 template <int M, int G, class V, int NV, class Value>
-__attribute__((noinline)) void gather_rows(const Places *places, const Value *values, const float *panel, float *sums, bool first) {
+__attribute__((noinline)) void gather_rows(const Places *places, const Value *values, const float *panel, float *sums,
+                                           bool first) {
     constexpr int width = NV * lanes_of<V>;
     V sum[M][NV];
     std::int64_t common = places[0].count;
@@ -128,7 +124,8 @@ __attribute__((noinline)) void gather_rows(const Places *places, const Value *va
         for (int r = 0; r < G; ++r) {
             const V weight = splat<V>(to_float(w[r]));
 #pragma GCC unroll 16
-            for (int v = 0; v < NV; ++v) sum[m][v] = multiply_add(weight, load<V>(row + r * width + v * lanes_of<V>), sum[m][v]);
+            for (int v = 0; v < NV; ++v)
+                sum[m][v] = multiply_add(weight, load<V>(row + r * width + v * lanes_of<V>), sum[m][v]);
         }
     };
     for (std::int64_t j = 0; j < common; ++j)
@@ -144,17 +141,34 @@ __attribute__((noinline)) void gather_rows(const Places *places, const Value *va
         for (int v = 0; v < NV; ++v) store(sums + m * width + v * lanes_of<V>, sum[m][v]);
 }
 
-// p describes the transposed operand: `groups` columns of W as rows, `in` row groups of W in blocks as columns; `out` is
-// the width of dx, `x` is dy (tokens, rows).
+// p describes the transposed operand: its `out` rows are columns of W (the width of dx), its `in` columns are row
+// groups of W in blocks; `x` is dy (tokens, rows).
 template <int G, class Value> struct InputGradByColumns {
-    static constexpr int most_vectors = registers == 32 ? 8 : 8;
+    static constexpr int most_vectors = 8;
     static constexpr int side_by_side(int nv) { return nv <= 2 ? 4 : nv <= 4 ? 2 : 1; }
+
+    // Halves that no instruction decodes would push the sums out of the registers: they become floats beforehand.
+#if defined(__F16C__) || defined(__ARM_NEON)
+    using Read = Value;
+#else
+    using Read = std::conditional_t<sizeof(Value) == 2, float, Value>;
+#endif
+
+    static const Read *readable(const LinearProblem &p) {
+        const Value *values = static_cast<const Value *>(p.values);
+        if constexpr (std::is_same_v<Read, Value>) {
+            return values;
+        } else {
+            const std::int64_t count = p.pointers[p.blocks * (p.out + 1) - 1] * static_cast<std::int64_t>(G);
+            void *memory = sparsewright::scratch((count + lanes) * sizeof(float), 1);
+            return as_floats(values, count, static_cast<float *>(memory));
+        }
+    }
 
     template <class V, int NV>
     static void tile(const LinearProblem &p, std::int64_t token, std::int64_t tokens, Range columns, std::int64_t chunk,
-                     float *dy, float *sums) {
+                     const Read *values, float *dy, float *sums) {
         constexpr int width = NV * lanes_of<V>, M = side_by_side(NV);
-        const Value *values = static_cast<const Value *>(p.values);
         to_panel<V, NV>(p.x + token * p.x_stride, p.x_stride, tokens, p.rows, dy);
         std::memset(dy + p.rows * width, 0, (p.in * G - p.rows) * width * sizeof(float));
         for (std::int64_t begin = columns.begin; begin < columns.end; begin += chunk) {
@@ -186,12 +200,15 @@ template <int G, class Value> struct InputGradByColumns {
         const std::int64_t dy_floats = p.in * G * width;
         const std::int64_t fit = p.level2_bytes / 8 / (width * static_cast<std::int64_t>(sizeof(float)));
         const std::int64_t chunk = smaller(fit > 64 ? fit / 64 * 64 : 64, columns.end - columns.begin);
+        const Read *values = readable(p);
         float *dy = static_cast<float *>(sparsewright::scratch((dy_floats + chunk * width) * sizeof(float)));
         for (std::int64_t i = 0; i < count; ++i) {
             const Range tile_of = share(vectors.end - vectors.begin, count, i);
             const std::int64_t token = (vectors.begin + tile_of.begin) * step;
             const std::int64_t tokens = smaller((vectors.begin + tile_of.end) * step, p.tokens) - token;
-            const auto call = [&]<int NV>() { tile<V, NV>(p, token, tokens, columns, chunk, dy, dy + dy_floats); };
+            const auto call = [&]<int NV>() {
+                tile<V, NV>(p, token, tokens, columns, chunk, values, dy, dy + dy_floats);
+            };
             with_count<most>(tile_of.end - tile_of.begin, call);
         }
     }

@@ -1,7 +1,7 @@
 // dW = dy^T x at the kept places only, in the shape of the values.
 //
 // Tokens are lanes: a tile of J kept columns and R rows of one group holds J * R vectors of sums while tokens come by,
-// `chunk_tokens` at a time, then folds each to one number. Chunks and lanes do not depend on threads, so neither do bits.
+// `chunk_tokens` at a time, then folds each to one number. Chunks and lanes do not depend on threads; nor do bits.
 #pragma once
 
 #include "backward.hpp"
@@ -61,8 +61,9 @@ inline __attribute__((always_inline)) Wide fold(const Wide *v) {
 // dW[j][r] (`group` apart) += sum over `vectors` vectors of tokens of dy[r] x[index[j]], J columns and R rows.
 // x and dy lie by row, `stride` floats apart. J * R is a multiple of `lanes`.
 template <int J, int R, int G>
-__attribute__((noinline)) void correlate(const float *x, const std::uint8_t *index, const float *dy, std::int64_t stride,
-                                         std::int64_t vectors, float *to, std::int64_t live, bool first) {
+__attribute__((noinline)) void correlate(const float *x, const std::uint8_t *index, const float *dy,
+                                         std::int64_t stride, std::int64_t vectors, float *to, std::int64_t live,
+                                         bool first) {
     // Columns whose addresses fit the registers at a time.
     constexpr int some = J < 8 ? J : 8;
     Wide sum[J * R] = {};
@@ -140,7 +141,8 @@ template <int G> struct WeightGrad {
             turn(p.dy + token * p.dy_stride + groups.begin * G, p.dy_stride, tokens, live, dy, stride);
             std::memset(dy + live * stride, 0, (rows - live) * stride * sizeof(float));
             for (std::int64_t b = 0; b < p.blocks; ++b) {
-                const std::int64_t begin = smaller(b * p.block_columns, p.in), end = smaller(begin + p.block_columns, p.in);
+                const std::int64_t begin = smaller(b * p.block_columns, p.in);
+                const std::int64_t end = smaller(begin + p.block_columns, p.in);
                 turn(p.x + token * p.x_stride + begin, p.x_stride, tokens, end - begin, x, stride);
                 const std::int32_t *pointer = p.pointers + b * (p.groups + 1);
                 for (std::int64_t g = groups.begin; g < groups.end; ++g)
