@@ -7,9 +7,10 @@ from pathlib import Path
 
 from native_build import run
 
-# What a loop that multiplies consists of, on every kind of processor that is compiled for. In kernels of bytes plain
-# products of floats only serve to round inputs and to scale sums.
+# What a hot loop consists of, on every kind of processor that is compiled for. In kernels of bytes plain products of
+# floats only serve to round inputs and to scale sums; exact solvers compare differences instead of multiplying.
 PRODUCTS = {
+    "exact": re.compile(r"^(v?subpd|v?subsd|fsub)"),
     "float": re.compile(r"^(v?mulps|vfmadd\w+|fmla)"),
     "int8": re.compile(r"^(vfmadd\w+|v?pdpbusd|v?pmaddubsw|fmla|sdot|smull2?)"),
 }
@@ -84,11 +85,15 @@ def innermost_loops(name: str, body: list[Instruction]) -> Iterator[Loop]:
             yield Loop(name, tuple(body[begin : end + 1]))
 
 
-def hot_loops(binary: Path, kind: str, objdump: str = "objdump", least_products: int = 8) -> list[Loop]:
-    """Innermost loops of at least so many products of a kind of kernels, one per function and stretch of code."""
+# Loops with fewer are not what a kernel of that kind spends its time in.
+LEAST_PRODUCTS = {"float": 8, "int8": 8, "exact": 1}
+
+
+def hot_loops(binary: Path, kind: str, objdump: str = "objdump") -> list[Loop]:
+    """Innermost loops that a kind of kernels spends its time in, one per function and stretch of code."""
     return [
         loop
         for name, body in functions(binary, objdump)
         for loop in innermost_loops(name, body)
-        if loop.products(kind) >= least_products
+        if loop.products(kind) >= LEAST_PRODUCTS[kind]
     ]

@@ -59,12 +59,11 @@ def test_sets_are_told_best_first_and_the_portable_one_is_always_there():
     assert instruction_set() in instruction_sets()
 
 
-@pytest.mark.skip(reason="does not know the exact kernels yet")
 def test_each_object_of_a_set_is_compiled_and_each_compiled_object_belongs_to_a_set():
-    used = {(choice.floats, "float") for choice in instruction_table.choices()}
+    used = {(choice.floats, kind) for choice in instruction_table.choices() for kind in ("float", "exact")}
     used |= {(choice.ints, "int8") for choice in instruction_table.choices()}
     assert used == {(isa.name, kind) for isa in INSTRUCTION_SETS.values() for kind in isa.kinds}
-    assert {kernel.kind for kernel in KERNELS} == {"float", "int8"}
+    assert {kernel.kind for kernel in KERNELS} == {"float", "exact", "int8"}
     assert runs_here(INSTRUCTION_SETS["portable"])
 
 

@@ -82,8 +82,6 @@ def test_the_program_notices_a_wrong_sum_and_a_read_past_the_end(sanitizing_comp
 @pytest.mark.slow
 @pytest.mark.parametrize("name,processor", [("neon", "cortex-a72"), ("neon_dot", "max"), ("portable", "cortex-a72")])
 def test_arm_kernels_keep_the_contract_on_an_emulated_processor(name, processor, tmp_path):
-    if name == "neon":
-        pytest.skip("one of the newer kernels does not hold its contract in the emulator yet")
     compiler = tool("aarch64-linux-gnu-g++")
     emulator = tool("qemu-aarch64-static", "qemu-aarch64")
     program = contract_program(tmp_path, INSTRUCTION_SETS[name], compiler, ("-O2",), ("-static",))

@@ -62,7 +62,10 @@ template <Activation kind> inline Wide activated(Wide x) {
     }
 }
 
-template <Activation kind> inline void activate_rows(float *y, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
+// One copy of it: compilers may fuse products and sums of one copy otherwise than those of another.
+template <Activation kind>
+__attribute__((noinline, noclone)) void activate_rows(float *y, std::int64_t stride, std::int64_t rows,
+                                                      std::int64_t columns) {
     for (std::int64_t r = 0; r < rows; ++r, y += stride) {
         std::int64_t c = 0;
         for (; c + lanes <= columns; c += lanes) store(y + c, activated<kind>(load<Wide>(y + c)));

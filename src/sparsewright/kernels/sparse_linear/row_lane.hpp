@@ -64,9 +64,9 @@ template <int G, class Value> struct RowLane {
         for (int t = 0; t < MT; ++t)
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; ++v) {
-                if (scale) sum[t][v] *= load<V>(scale + v * width);
-                if (bias) sum[t][v] += load<V>(bias + v * width);
-                store(y + t * y_stride + v * width, sum[t][v]);
+                const V times = scale ? load<V>(scale + v * width) : V{}, more = bias ? load<V>(bias + v * width) : V{};
+                store(y + t * y_stride + v * width,
+                      finished(sum[t][v], scale != nullptr, times, bias != nullptr, more));
             }
     }
 

@@ -54,6 +54,14 @@ template <class V> inline V splat(float s) {
 
 // a * b + c. Said outright where the processor can, because compilers split some sums into a product and an addition,
 // and results must not depend on which loop a tile went through.
+// Whether one instruction reads an operand, multiplies it and adds the product; elsewhere operands and products take
+// registers of their own.
+#ifdef __FMA__
+constexpr bool multiplies_from_memory = true;
+#else
+constexpr bool multiplies_from_memory = false;
+#endif
+
 template <class V> inline V multiply_add(V a, V b, V c) {
 #if defined(__FMA__)
 #if defined(__AVX512F__)
@@ -72,6 +80,20 @@ template <class V> inline V multiply_add(V a, V b, V c) {
 #else
     return a * b + c;
 #endif
+}
+
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(SPARSEWRIGHT_NEON)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+// A sum as its row stands for it: times its scale and plus its bias, where there are any.
+template <class V> inline V finished(V sum, bool scaled, V scale, bool biased, V bias) {
+    if (scaled) return biased ? multiply_add(sum, scale, bias) : sum * scale;
+    return biased ? sum + bias : sum;
 }
 
 struct Half {

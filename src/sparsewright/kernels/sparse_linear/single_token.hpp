@@ -237,8 +237,9 @@ template <int G, class Value> struct SingleToken {
                 float sum = partial[r];
                 if constexpr (G < stream_lanes)
                     for (int c = 1; c < columns; ++c) sum += partial[c * G + r];
-                if (p.scale) sum *= p.scale[g * G + r];
-                p.y[g * G + r] = p.bias ? sum + p.bias[g * G + r] : sum;
+                const std::int64_t row = g * G + r;
+                p.y[row] = finished(sum, p.scale != nullptr, p.scale ? p.scale[row] : 0.0f, p.bias != nullptr,
+                                    p.bias ? p.bias[row] : 0.0f);
             }
         const std::int64_t row = groups_of.begin * G, end_row = smaller(groups_of.end * G, p.out);
         activate(static_cast<Activation>(p.activation), p.y + row, p.out, 1, end_row - row);

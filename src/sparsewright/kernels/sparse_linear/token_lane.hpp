@@ -84,7 +84,7 @@ __attribute__((noinline)) void accumulate(const Span *spans, std::int64_t blocks
             common = smaller(common, spans[m].count);
         }
         std::int64_t j = 0;
-        if constexpr (R == 1) {
+        if constexpr (R == 1 && multiplies_from_memory) {
             // Eight indices at a time: the loads they would take belong to x and the weights.
             for (; j + 8 <= common; j += 8) {
                 std::uint64_t word[M];
@@ -175,7 +175,7 @@ template <int G, class Value> struct TokenLane {
         return nv == 1 || (many && nv <= 3) ? 8 : 4;
     }
     static constexpr int side_by_side(int nv) {
-        if (G == 1) return nv <= 2 || (many && nv <= 4) ? 4 : nv <= 4 ? 2 : 1;
+        if (G == 1) return nv <= 2 || (lanes == 16 && nv <= 4) ? 4 : nv <= 4 ? 2 : 1;
         if (G == 2) return nv == 1 ? 4 : nv <= 3 || (many && nv <= 4) ? 2 : 1;
         return G == 4 && nv == 1 ? 2 : 1;
     }

@@ -22,25 +22,21 @@ __attribute__((noinline)) void write_rows(const float *sums, const float *scale,
             for (int i = 0; i < lanes; ++i) rows[i] = from + i * width;
             Wide token_of[lanes];
             read_columns(rows, 0, token_of);
-            if (scale) {
-                const Wide times = load<Wide>(scale + row);
+            if (scale || bias) {
+                const Wide times = scale ? load<Wide>(scale + row) : Wide{};
+                const Wide more = bias ? load<Wide>(bias + row) : Wide{};
 #pragma GCC unroll 16
-                for (int i = 0; i < lanes; ++i) token_of[i] *= times;
-            }
-            if (bias) {
-                const Wide more = load<Wide>(bias + row);
-#pragma GCC unroll 16
-                for (int i = 0; i < lanes; ++i) token_of[i] += more;
+                for (int i = 0; i < lanes; ++i)
+                    token_of[i] = finished(token_of[i], scale != nullptr, times, bias != nullptr, more);
             }
 #pragma GCC unroll 16
             for (int i = 0; i < lanes; ++i)
                 if (i < live) store(y + i * y_stride + row, token_of[i]);
         }
         for (; row < end; ++row, from += width)
-            for (std::int64_t i = 0; i < live; ++i) {
-                const float sum = scale ? from[i] * scale[row] : from[i];
-                y[i * y_stride + row] = bias ? sum + bias[row] : sum;
-            }
+            for (std::int64_t i = 0; i < live; ++i)
+                y[i * y_stride + row] = finished(from[i], scale != nullptr, scale ? scale[row] : 0.0f, bias != nullptr,
+                                                 bias ? bias[row] : 0.0f);
     }
 }
 
