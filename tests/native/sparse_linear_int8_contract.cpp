@@ -20,7 +20,7 @@ void run(Random &random, Tally &tally) {
                             {5, 770}, {77, 307}, {130, 24}, {16, 1100}, {random.below(70) + 1, random.below(300) + 1}};
     const auto [out, in] = random.one_of(shapes);
     const bool all = !random.below(3);
-    const int group = all ? 16 : random.one_of({4, 8, 16}), share = random.one_of({0, 5, 25, 50, 100});
+    const int group = all ? 16 : random.one_of({2, 4, 8, 16}), share = random.one_of({0, 5, 25, 50, 100});
     const std::int64_t groups = (out + group - 1) / group;
 
     // The kept columns of each group in fours; the last four repeat the last column with zero weights.

@@ -237,8 +237,9 @@ class Int8Operand {
     Int8Operand(std::uintptr_t values, std::uintptr_t columns, std::uintptr_t pointers, std::uintptr_t scale,
                 std::uintptr_t sums, std::int64_t out, std::int64_t in, int group)
         : problem_{} {
-        if ((group != 4 && group != 8 && group != 16) || out < 1 || in < 1 || in > 65536)
-            throw std::invalid_argument("int8 weights lie in groups of 4, 8 or 16 rows, of 1 to 65536 columns");
+        if ((group != 2 && group != 4 && group != 8 && group != 16) || out < 1 || in < 1 || in > 65536)
+            throw std::invalid_argument("int8 weights lie in groups of 2, 4, 8 or 16 rows, of 1 to 65536 columns");
+        if (columns == 0 && group == 2) throw std::invalid_argument("dense int8 weights lie in groups of 16 rows");
         problem_.values = at<std::int8_t>(values);
         problem_.columns = at<std::uint16_t>(columns);
         problem_.pointers = at<std::int32_t>(pointers);

@@ -1,8 +1,8 @@
 """Int8: one byte per kept weight, one scale per output row; the operand of the int8 kernels, dense rows included.
 
-Output rows lie in groups of G = 4, 8 or 16 that share one choice of columns (a dense weight: 16). The kept columns of a
-group lie in fours, "quads", because one instruction multiplies four bytes; the last quad repeats its last column with
-zero weights. Tensors:
+Output rows lie in groups of G = 2, 4, 8 or 16 that share one choice of columns (a dense weight: 16). The kept columns
+of a group lie in fours, "quads", because one instruction multiplies four bytes; the last quad repeats its last column
+with zero weights. Tensors:
 
 - `values` `(quads, G, 4)` int8: round(weight / scale), from -127 to 127, group after group.
 - `columns` `(quads, 4)` int16 holding unsigned numbers: the input columns of each quad; `(0, 4)` for a dense weight,
@@ -27,7 +27,7 @@ from .storage import stored_tensor
 from .vector import shared_columns
 from .vector_storage import columns_from_index, expected_bytes, index_from_columns
 
-GROUPS = (16, 8, 4)
+GROUPS = (16, 8, 4, 2)
 MOST_COLUMNS = 65536
 _DENSE_GROUP = 16
 
@@ -116,10 +116,10 @@ class Int8(AbstractLayout):
     value_dtypes = (torch.int8,)
 
     def why_not(self, pattern: AbstractPattern, shape: Shape) -> list[str]:
-        """Dense weights and patterns whose rows share a choice in groups of 4, 8 or 16."""
+        """Dense weights and patterns whose rows share a choice in groups of 2, 4, 8 or 16."""
         reasons = pattern.why_not(shape)
         if row_group(pattern) is None:
-            reasons = [*reasons, f"int8 rows share a choice in groups of 4, 8 or 16, {pattern} in {pattern.group}"]
+            reasons = [*reasons, f"int8 rows share a choice in groups of 2, 4, 8 or 16, {pattern} in {pattern.group}"]
         if shape[1] > MOST_COLUMNS:
             reasons = [*reasons, f"int8 weights have at most {MOST_COLUMNS} columns, this one {shape[1]}"]
         return reasons

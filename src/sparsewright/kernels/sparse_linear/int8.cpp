@@ -18,6 +18,7 @@ void run_part(void *context, int part) {
         Int8Lane<most_bytes>::run(p, tokens.begin, tokens.end, groups);
     } else {
         switch (p.group) {
+            case 2: single_int8_token_of_pairs(p, groups); break;
             case 4: single_int8_token<4>(p, groups); break;
             case 8: single_int8_token<8>(p, groups); break;
             case 16: single_int8_token<16>(p, groups); break;

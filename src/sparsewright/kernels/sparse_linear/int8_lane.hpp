@@ -295,13 +295,17 @@ template <int bytes> struct Int8Lane {
                         finish<R>(p, g * p.group + r, low, step, rounded, to);
                         to += R * bytes;
                     };
-                    if (p.group == 4) some.template operator()<4>(0);
+                    if (p.group == 2) some.template operator()<2>(0);
+                    else if (p.group == 4) some.template operator()<4>(0);
                     else for (int r = 0; r < p.group; r += 8) some.template operator()<8>(r);
                 } else {
-                    for (int r = 0; r < p.group; r += side_rows, to += side_rows * bytes) {
-                        multiply<side_rows, single>(values + 4 * r, p.group, columns, count, panel, rounded);
-                        finish<side_rows>(p, g * p.group + r, low, step, rounded, to);
-                    }
+                    const auto some = [&]<int R>(int r) {
+                        multiply<R, single>(values + 4 * r, p.group, columns, count, panel, rounded);
+                        finish<R>(p, g * p.group + r, low, step, rounded, to);
+                        to += R * bytes;
+                    };
+                    if (p.group == 2) some.template operator()<2>(0);
+                    else for (int r = 0; r < p.group; r += side_rows) some.template operator()<side_rows>(r);
                 }
             }
             write_rows<bytes / lanes>(rows, nullptr, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens);
@@ -374,6 +378,37 @@ __attribute__((noinline)) void single_int8_token(const Int8Problem &p, Range gro
         }
     }
     const std::int64_t row = groups_of.begin * G, end_row = smaller(groups_of.end * G, p.out);
+    activate(static_cast<Activation>(p.activation), p.y + row, p.out, 1, end_row - row);
+}
+
+// The same for pairs of rows, whose quads hold eight weights.
+inline void single_int8_token_of_pairs(const Int8Problem &p, Range groups_of) {
+    constexpr int width = sizeof(Eighth) / sizeof(float), vectors = 8 / width, chains = 4;
+    for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g) {
+        const std::int64_t quad = p.pointers[g], count = p.pointers[g + 1] - quad;
+        const std::int8_t *w = p.values + quad * 8;
+        Eighth sum[chains][vectors] = {};
+        const auto add = [&](std::int64_t q, int chain) __attribute__((always_inline)) {
+            const Eighth x = repeat_columns_twice(p.x, p.columns + 4 * (quad + q));
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v)
+                sum[chain][v] = multiply_add(x, widen_eighth(w + 8 * q + v * width), sum[chain][v]);
+        };
+        std::int64_t q = 0;
+        for (; q + chains <= count; q += chains)
+#pragma GCC unroll 4
+            for (int i = 0; i < chains; ++i) add(q + i, i);
+        for (; q < count; ++q) add(q, 0);
+        float parts[8];
+        for (int v = 0; v < vectors; ++v)
+            store(parts + v * width, (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]));
+        for (int r = 0; r < 2 && 2 * g + r < p.out; ++r) {
+            const std::int64_t row = 2 * g + r;
+            const float all = (parts[4 * r] + parts[4 * r + 1]) + (parts[4 * r + 2] + parts[4 * r + 3]);
+            p.y[row] = p.bias ? all * p.scale[row] + p.bias[row] : all * p.scale[row];
+        }
+    }
+    const std::int64_t row = groups_of.begin * 2, end_row = smaller(groups_of.end * 2, p.out);
     activate(static_cast<Activation>(p.activation), p.y + row, p.out, 1, end_row - row);
 }
 

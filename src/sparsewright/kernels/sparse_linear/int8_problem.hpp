@@ -25,7 +25,7 @@ struct Int8Problem {
     const float *scale;            // (groups * group)
     const std::int32_t *sums;      // (groups * group) sum of each row's weights
     std::int64_t groups;
-    int group;                     // 4, 8 or 16
+    int group;                     // 2, 4, 8 or 16; 16 without `columns`
     const float *bias;             // (out,) or null
     float *y;                      // (tokens, out), contiguous
     int threads;

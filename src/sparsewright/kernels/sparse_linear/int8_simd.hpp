@@ -200,4 +200,27 @@ inline Wide repeat_columns(const float *x, const std::uint16_t *columns) {
 #endif
 }
 
+// For rows in pairs: eight floats where vectors are long enough, else four.
+#if defined(__AVX512F__)
+using Eighth = f8;
+
+inline Eighth widen_eighth(const std::int8_t *p) {
+    return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
+
+inline Eighth repeat_columns_twice(const float *x, const std::uint16_t *columns) {
+    std::uint64_t four;
+    std::memcpy(&four, columns, sizeof four);
+    const auto at = [&](int c) { return _mm256_broadcast_ss(x + (four >> (16 * c) & 0xffff)); };
+    const __m256 even = _mm256_blend_ps(at(0), at(2), 0x44), odd = _mm256_blend_ps(at(1), at(3), 0x88);
+    return (f8)_mm256_blend_ps(even, odd, 0xaa);
+}
+#else
+using Eighth = Wide;
+
+inline Eighth widen_eighth(const std::int8_t *p) { return widen_weights(p); }
+
+inline Eighth repeat_columns_twice(const float *x, const std::uint16_t *columns) { return repeat_columns(x, columns); }
+#endif
+
 }  // namespace

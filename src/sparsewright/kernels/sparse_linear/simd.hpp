@@ -52,8 +52,6 @@ template <class V> inline V splat(float s) {
     }
 }
 
-// a * b + c. Said outright where the processor can, because compilers split some sums into a product and an addition,
-// and results must not depend on which loop a tile went through.
 // Whether one instruction reads an operand, multiplies it and adds the product; elsewhere operands and products take
 // registers of their own.
 #ifdef __FMA__
@@ -62,6 +60,8 @@ constexpr bool multiplies_from_memory = true;
 constexpr bool multiplies_from_memory = false;
 #endif
 
+// a * b + c. Said outright where the processor can, because compilers split some sums into a product and an addition,
+// and results must not depend on which loop a tile went through.
 template <class V> inline V multiply_add(V a, V b, V c) {
 #if defined(__FMA__)
 #if defined(__AVX512F__)
