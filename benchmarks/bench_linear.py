@@ -1,18 +1,16 @@
 """Sparse and int8 linear against torch's dense float32 linear, one thread: what each gains at which batch.
 
 Writes `results/linear.csv` beside this file. Every figure is thread CPU time, so that neighbours on the machine count
-as little as they can; dense, torch's dynamic int8 and ours take turns within one run, and only ratios within a run are
-compared.
+as little as they can; dense torch, dense onnxruntime, torch's dynamic int8 and ours take turns within one run, and
+only ratios within a run are compared. `share_of_peak` is what a row computes usefully (two operations per kept weight
+and token) over the float32 multiply-adds that one core can do at most (`peak.py`); bytes may pass 1.
 
     python benchmarks/bench_linear.py [--quick]
 """
 
 import argparse
-import csv
-import datetime
 import math
 import os
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -22,12 +20,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from benchmarks.onnx_dense import onnx_linear
+from benchmarks.peak import peak_gflops, share_of_peak
+from benchmarks.record import RESULTS, where, write_rows
 from torch import nn
 from torch.nn import functional
 
-import sparsewright
 from sparsewright import kernels
-from sparsewright._native import instruction_set
 from sparsewright.core import Dense
 from sparsewright.hardware import dynamic_int8
 from sparsewright.hardware.doctor import parse_choice
@@ -63,12 +62,16 @@ PATTERNS = (
     "1:4x4 int8",
     "4x1@25% int8",
     "16x1@10% int8",
+    "2:4x2 int8",
+    "1:4x2 int8",
     "2:4 int8",
 )
-RIVAL = "torch dynamic int8"
+INT8_RIVAL = "torch dynamic int8"
+ONNX = "onnxruntime fp32"
+RIVALS = (ONNX, INT8_RIVAL)
 QUICK_PATTERNS = ("2:4x4", "1:4x4", "2:4x16", "2:4", "dense int8", "4x1@50% int8")
 QUICK_TOKENS = (1, 128)
-RESULTS = Path(__file__).parent / "results" / "linear.csv"
+OUTPUT = RESULTS / "linear.csv"
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int, slice_s: float) -> dict[str, list[float]]:
@@ -99,7 +102,9 @@ def measure(shape: tuple[int, int], tokens: int, patterns: tuple[str, ...], roun
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
     quantised = dynamic_int8(linear)
-    calls[RIVAL], kernel[RIVAL] = (lambda: quantised(x)), "torch"
+    calls[INT8_RIVAL], kernel[INT8_RIVAL] = (lambda: quantised(x)), "torch"
+    onnx = onnx_linear(weight, bias)
+    calls[ONNX], kernel[ONNX] = (lambda: onnx(x)), "onnxruntime"
     for text in patterns:
         pattern, values = parse_choice(text)
         dense_ones = torch.ones(shape, dtype=torch.bool)
@@ -108,11 +113,11 @@ def measure(shape: tuple[int, int], tokens: int, patterns: tuple[str, ...], roun
         kernel[text] = kernels.which(packed, tokens)
         calls[text] = lambda packed=packed: kernels.linear(x, packed, bias)
     taken = timed(calls, rounds, slice_s=3e-3)
-    dense = statistics.median(taken["dense"])
+    dense, dense_onnx = (statistics.median(taken[name]) for name in ("dense", ONNX))
     rows = []
-    for text in (RIVAL, *patterns):
+    for text in (*RIVALS, *patterns):
         low, middle, high = statistics.quantiles(taken[text], n=4)
-        density = 1.0 if text == RIVAL else parse_choice(text)[0].density
+        density = 1.0 if text in RIVALS else parse_choice(text)[0].density
         rows.append(
             {
                 "out": shape[0],
@@ -125,38 +130,23 @@ def measure(shape: tuple[int, int], tokens: int, patterns: tuple[str, ...], roun
                 "sparse_us_q1": round(1e6 * low, 2),
                 "sparse_us_q3": round(1e6 * high, 2),
                 "speedup": round(dense / middle, 3),
+                "speedup_over_onnxruntime": round(dense_onnx / middle, 3),
                 "useful_gflops": round(2e-9 * density * shape[0] * shape[1] * tokens / middle, 1),
+                "share_of_peak": round(share_of_peak(density, *shape, tokens, middle), 3),
             }
         )
     return rows
 
 
-def machine() -> str:
-    """Processor model, as the operating system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few patterns and batches, under a minute")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    where = {
-        "machine": machine(),
-        "instruction_set": instruction_set(),
-        "threads": 1,
-        "torch": torch.__version__,
-        "sparsewright": getattr(sparsewright, "__version__", "0"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    print(", ".join(f"{name} {value}" for name, value in where.items()))
+    about = where()
+    print(", ".join(f"{name} {value}" for name, value in about.items()), f"peak {peak_gflops():.0f} GFLOP/s", sep=", ")
     rows: list[dict[str, object]] = []
     for model, (shapes, batches) in MODELS.items():
         for tokens in batches:
@@ -166,18 +156,13 @@ def main() -> None:
             gains = defaultdict(list)
             for shape in shapes:
                 for row in measure(shape, tokens, patterns, rounds=5 if options.quick else 9):
-                    rows.append({"model": model, **row, **where})
+                    rows.append({"model": model, **row, **about})
                     gains[row["pattern"]].append(math.log(float(str(row["speedup"]))))
             means = "  ".join(f"{text} {math.exp(statistics.fmean(logs)):.2f}" for text, logs in gains.items())
             print(
                 f"{model}, {tokens} tokens, dense / sparse, geometric mean of {len(shapes)} shapes: {means}", flush=True
             )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {options.output}")
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,26 @@ that runs here.
 
 import torch  # noqa: F401
 
-from ._core import Int8Operand, NmgOperand, Operand, fma_peak, grouped_nm, instruction_set, instruction_sets
+from ._core import (
+    Int8Operand,
+    NmgOperand,
+    Operand,
+    QuickCall,
+    fma_peak,
+    forget_plans,
+    grouped_nm,
+    instruction_set,
+    instruction_sets,
+)
 
-__all__ = ["Int8Operand", "NmgOperand", "Operand", "fma_peak", "grouped_nm", "instruction_set", "instruction_sets"]
+__all__ = [
+    "Int8Operand",
+    "NmgOperand",
+    "Operand",
+    "QuickCall",
+    "fma_peak",
+    "forget_plans",
+    "grouped_nm",
+    "instruction_set",
+    "instruction_sets",
+]

@@ -1,3 +1,12 @@
+from collections.abc import Callable
+
+from torch import Tensor
+
+class QuickCall:
+    def __call__(self, x: Tensor, bias: Tensor | None, activation: int = 0) -> Tensor | None: ...
+
+def forget_plans() -> None: ...
+
 class Operand:
     def __init__(
         self,
@@ -13,6 +22,7 @@ class Operand:
         block_columns: int,
         kept_per_8: int,
     ) -> None: ...
+    def quick_call(self, plan: Callable[[int], tuple[int, int]], out: int, in_: int) -> QuickCall: ...
     def linear(
         self, x: int, x_stride: int, tokens: int, bias: int, y: int, kernel: int, threads: int, activation: int = 0
     ) -> None: ...
@@ -41,6 +51,7 @@ class Int8Operand:
     def __init__(
         self, values: int, columns: int, pointers: int, scale: int, sums: int, out: int, in_: int, group: int
     ) -> None: ...
+    def quick_call(self, plan: Callable[[int], tuple[int, int]], out: int, in_: int) -> QuickCall: ...
     def linear(
         self, x: int, x_stride: int, tokens: int, bias: int, y: int, threads: int, activation: int = 0
     ) -> None: ...
@@ -59,6 +70,7 @@ class NmgOperand:
         g: int,
         patterns: int,
     ) -> None: ...
+    def quick_call(self, plan: Callable[[int], tuple[int, int]], out: int, in_: int) -> QuickCall: ...
     def linear(
         self, x: int, x_stride: int, tokens: int, bias: int, y: int, threads: int, activation: int = 0
     ) -> None: ...

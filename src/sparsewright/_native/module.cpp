@@ -22,6 +22,7 @@
 #include "instruction_sets.hpp"
 #include "nmg_module.hpp"
 #include "peak.hpp"
+#include "quick_call.hpp"
 
 namespace nb = nanobind;
 using namespace sparsewright;
@@ -131,6 +132,19 @@ class Operand {
         problem.threads = threads;
         problem.activation = activation;
         if (tokens < 1) return;
+        linear_(problem);
+    }
+
+    void run(const LinearCall &call) const {
+        LinearProblem problem = problem_;
+        problem.x = call.x;
+        problem.x_stride = call.x_stride;
+        problem.tokens = call.tokens;
+        problem.bias = call.bias;
+        problem.y = call.y;
+        problem.kernel = static_cast<Kernel>(call.kernel);
+        problem.threads = call.threads;
+        problem.activation = call.activation;
         linear_(problem);
     }
 
@@ -266,6 +280,18 @@ class Int8Operand {
         linear_(problem);
     }
 
+    void run(const LinearCall &call) const {
+        Int8Problem problem = problem_;
+        problem.x = call.x;
+        problem.x_stride = call.x_stride;
+        problem.tokens = call.tokens;
+        problem.bias = call.bias;
+        problem.y = call.y;
+        problem.threads = call.threads;
+        problem.activation = call.activation;
+        linear_(problem);
+    }
+
   private:
     Int8Problem problem_;
     Int8Function linear_;
@@ -283,7 +309,9 @@ NB_MODULE(_core, m) {
     });
     m.def("fma_peak", [](std::int64_t iterations) { return current().fma_peak(iterations); },
           nb::arg("iterations"), nb::call_guard<nb::gil_scoped_release>());
+    add_quick_call(m);
     nb::class_<Operand>(m, "Operand")
+        .def("quick_call", &quick_call<Operand>, nb::arg("plan"), nb::arg("out"), nb::arg("in_"))
         .def(nb::init<std::uintptr_t, int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t,
                       int, std::int64_t, std::int64_t, int>(),
              nb::arg("values"), nb::arg("value_type"), nb::arg("scale"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
@@ -302,6 +330,7 @@ NB_MODULE(_core, m) {
         .def("conv2d", &Operand::conv2d, nb::arg("x"), nb::arg("bias"), nb::arg("y"), nb::arg("geometry"),
              nb::arg("channels_last"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Int8Operand>(m, "Int8Operand")
+        .def("quick_call", &quick_call<Int8Operand>, nb::arg("plan"), nb::arg("out"), nb::arg("in_"))
         .def(nb::init<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
                       std::int64_t, int>(),
              nb::arg("values"), nb::arg("columns"), nb::arg("pointers"), nb::arg("scale"), nb::arg("sums"),

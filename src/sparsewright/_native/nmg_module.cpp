@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "quick_call.hpp"
+
 namespace nb = nanobind;
 
 namespace sparsewright {
@@ -52,6 +54,18 @@ class NmgOperand {
         linear_(problem);
     }
 
+    void run(const LinearCall &call) const {
+        NmgProblem problem = problem_;
+        problem.x = call.x;
+        problem.x_stride = call.x_stride;
+        problem.tokens = call.tokens;
+        problem.bias = call.bias;
+        problem.y = call.y;
+        problem.threads = call.threads;
+        problem.activation = call.activation;
+        linear_(problem);
+    }
+
   private:
     NmgProblem problem_;
     NmgFunction linear_;
@@ -71,6 +85,7 @@ void add_nmg(nb::module_ &m, const NmgMachine &machine) {
           nb::arg("g"), nb::arg("patterns"), nb::arg("rows"), nb::arg("chosen"), nb::arg("threads"),
           nb::call_guard<nb::gil_scoped_release>());
     nb::class_<NmgOperand>(m, "NmgOperand")
+        .def("quick_call", &quick_call<NmgOperand>, nb::arg("plan"), nb::arg("out"), nb::arg("in_"))
         .def(nb::init<std::uintptr_t, bool, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t,
                       std::int64_t, std::int64_t, std::int64_t>(),
              nb::arg("values"), nb::arg("half_values"), nb::arg("index"), nb::arg("rows"), nb::arg("out"),

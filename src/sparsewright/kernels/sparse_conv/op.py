@@ -13,7 +13,7 @@ from torch.nn.grad import conv2d_input
 from ...core import KernelError
 from ...layouts.vector import unpack_operand
 from ..sparse_linear.operand import NativeOperand, make_operand
-from ..sparse_linear.threads import worth_sharing
+from ..sparse_linear.threads import threads_for
 from .geometry import Geometry, check_call
 
 library = torch.library.Library("sparsewright", "FRAGMENT")
@@ -75,7 +75,7 @@ def run_native(operand: NativeOperand, x: Tensor, bias: Tensor | None, how: Geom
             operand.run(x.reshape(batch, -1), bias, y, pixels)
             return y
     kept = operand.density * operand.out * operand.in_
-    threads = torch.get_num_threads() if worth_sharing(kept * pixels, 4 * kept) else 1
+    threads = threads_for(kept * pixels, 4 * kept)
     sizes = (batch, channels, height, width, *how.kernel, *how.stride, *how.dilation)
     operand.native.conv2d(
         x.data_ptr(),

@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from ..._native import forget_plans
 from ...core import DispatchEntry, DispatchTable, instruction_set
 from ...layouts import PackedWeight
 from .candidates import CANDIDATES, NATIVE, TRITON, AbstractNative
@@ -62,6 +63,7 @@ def set_dispatch_table(measured: DispatchTable | None) -> None:
     global _measured
     _measured = DispatchTable() if measured is None else measured
     choose_native.cache_clear()
+    forget_plans()
 
 
 @functools.lru_cache(maxsize=4096)

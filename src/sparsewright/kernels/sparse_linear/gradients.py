@@ -15,7 +15,7 @@ from ...layouts.vector import block_columns
 from .autocast import register_autocast
 from .library import library
 from .operand import VALUE_CODES
-from .threads import worth_sharing
+from .threads import threads_for
 from .transposed import structure_of
 
 library.define("linear_input_grad(Tensor grad, Tensor values, Tensor index, Tensor pointers, SymInt in_) -> Tensor")
@@ -55,7 +55,7 @@ def _rows(tensor: Tensor, name: str) -> Tensor:
 
 
 def _threads(multiply_adds: int, kept: int) -> int:
-    return torch.get_num_threads() if worth_sharing(multiply_adds, 4 * kept) else 1
+    return threads_for(multiply_adds, 4 * kept)
 
 
 def _input_grad_cpu(grad: Tensor, values: Tensor, index: Tensor, pointers: Tensor, in_: int) -> Tensor:

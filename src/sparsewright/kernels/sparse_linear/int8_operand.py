@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from ..._native import Int8Operand
 from ...core import instruction_set
-from .threads import worth_sharing
+from .threads import threads_for
 
 PLANES = ("values", "columns", "pointers", "scale", "sums")
 
@@ -34,11 +33,15 @@ class NativeInt8Operand:
 
     def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int, activation: int = 0) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
-        # Four bytes are multiplied where one float would be.
-        threads = torch.get_num_threads() if worth_sharing(self.kept * tokens / 4, self.kept) else 1
+        _, threads = self.plan(tokens)
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
         self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), threads, activation)
+
+    def plan(self, tokens: int) -> tuple[int, int]:
+        """0, there being one kernel, and the number of threads for so many tokens."""
+        # Four bytes are multiplied where one float would be.
+        return 0, threads_for(self.kept * tokens / 4, self.kept)
 
 
 def make_int8_operand(tensors: Mapping[str, Tensor], out: int, in_: int) -> NativeInt8Operand:

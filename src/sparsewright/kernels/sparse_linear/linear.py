@@ -12,7 +12,7 @@ from .dispatch import why_not
 from .missing import OnMissing, missing_choice, run_dense
 from .no_kernel import no_kernel
 from .op import check_call
-from .operand import native_operand
+from .operand import native_operand, quick_calls
 from .operators import able_operator, run_operator
 from .registered import masked_dense, registered_linear
 
@@ -51,6 +51,12 @@ def linear(
         KernelError: no kernel is able (the message lists each one's reasons and shows how to add one), or x or bias
             does not fit.
     """
+    if not torch.compiler.is_compiling():
+        quick, code = quick_calls.get(id(packed)), CODES.get(activation)
+        if quick is not None and code is not None:
+            quick_y = quick(x, bias, code)
+            if quick_y is not None:
+                return quick_y
     if activation is not None:
         check_activation(activation)
     if torch.is_autocast_enabled("cpu") and packed.layout != "masked":

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..._native import NmgOperand
 from ...core import instruction_set
 from ...core.grouped import kept_rows
-from .threads import worth_sharing
+from .threads import threads_for
 
 
 @final
@@ -30,11 +30,15 @@ class NativeNmgOperand:
 
     def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int, activation: int = 0) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
-        kept = self.tensors[0].numel()
-        threads = torch.get_num_threads() if worth_sharing(kept * tokens, 4 * kept) else 1
+        _, threads = self.plan(tokens)
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
         self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), threads, activation)
+
+    def plan(self, tokens: int) -> tuple[int, int]:
+        """0, there being one kernel, and the number of threads for so many tokens."""
+        kept = self.tensors[0].numel()
+        return 0, threads_for(kept * tokens, 4 * kept)
 
 
 def make_nmg_operand(values: Tensor, index: Tensor, out: int, in_: int, m: int) -> NativeNmgOperand:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..._native import Operand
+from ..._native import Operand, QuickCall
 from ...core import NM, NMG, AbstractPattern, KernelError, Transposable, instruction_set
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
@@ -15,7 +15,7 @@ from .dispatch import choose_native, why_not
 from .int8_operand import NativeInt8Operand, make_int8_operand
 from .nmg_operand import NativeNmgOperand, make_nmg_operand
 from .no_kernel import no_kernel
-from .threads import worth_sharing
+from .threads import threads_for
 
 # Numbers as in problem.hpp.
 VALUE_CODES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
@@ -42,13 +42,16 @@ class NativeOperand:
 
     def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int, activation: int = 0) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
-        kernel = choose_native(self.group, tokens, self.in_, self.density)
-        kept = self.density * self.out * self.in_
-        held = kept * self.tensors[0].element_size()
-        threads = torch.get_num_threads() if worth_sharing(kept * tokens, held) else 1
+        kernel, threads = self.plan(tokens)
         stride = x.stride(-2) if x.dim() == 2 and tokens > 1 else self.in_
         address = 0 if bias is None else bias.data_ptr()
-        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel.code, threads, activation)
+        self.native.linear(x.data_ptr(), stride, tokens, address, y.data_ptr(), kernel, threads, activation)
+
+    def plan(self, tokens: int) -> tuple[int, int]:
+        """Code of the kernel and number of threads for so many tokens."""
+        kept = self.density * self.out * self.in_
+        threads = threads_for(kept * tokens, kept * self.tensors[0].element_size())
+        return choose_native(self.group, tokens, self.in_, self.density).code, threads
 
 
 def make_operand(
@@ -100,6 +103,9 @@ def kept_per_8(pattern: AbstractPattern) -> int:
 
 # By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight.
 _operands: dict[int, NativeOperand | NativeInt8Operand | NativeNmgOperand] = {}
+# The same weights, called without Python on the way: (x, bias, code of the activation) to y, or None where the call
+# must go the long way. A weight is in it from its first ordinary call on.
+quick_calls: dict[int, QuickCall] = {}
 
 
 def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | NativeNmgOperand:
@@ -132,5 +138,11 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
     else:
         raise no_kernel(reasons, packed)
     _operands[id(packed)] = operand
-    weakref.finalize(packed, _operands.pop, id(packed), None)
+    quick_calls[id(packed)] = operand.native.quick_call(operand.plan, operand.out, operand.in_)
+    weakref.finalize(packed, _forget, id(packed))
     return operand
+
+
+def _forget(key: int) -> None:
+    _operands.pop(key, None)
+    quick_calls.pop(key, None)

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
+
+from ..._native import forget_plans
+
 
 @final
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ def set_sharing(measured: Sharing | None) -> None:
     """Share calls as measured on this machine; None goes back to the default."""
     global _sharing
     _sharing = Sharing() if measured is None else measured
+    forget_plans()
 
 
 def sharing() -> Sharing:
@@ -38,3 +43,8 @@ def worth_sharing(multiply_adds: float, weight_bytes: float) -> bool:
     """Whether threads pay for a call of so many float multiply-adds (or their equal) over so many bytes of weights."""
     of = _sharing
     return multiply_adds / of.multiply_adds_per_s + weight_bytes / of.read_bytes_per_s > of.serial_s
+
+
+def threads_for(multiply_adds: float, weight_bytes: float) -> int:
+    """Threads of a call of this size: all of torch's, or one."""
+    return torch.get_num_threads() if worth_sharing(multiply_adds, weight_bytes) else 1
