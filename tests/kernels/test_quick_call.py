@@ -119,7 +119,7 @@ def test_the_choice_is_made_again_when_what_it_rests_on_changes(packed):
 
     operand = native_operand(packed)
     assert isinstance(operand.native, Operand)
-    quick, x, threads = operand.native.quick_call(plan, OUT, IN), torch.randn(4, IN), torch.get_num_threads()
+    quick, x, threads = operand.native.quick_call([], plan, OUT, IN), torch.randn(4, IN), torch.get_num_threads()
     quick(x, None)
     quick(x, None)
     quick(x[:3], None)
@@ -142,6 +142,6 @@ def test_a_plan_that_fails_is_heard_of(packed):
     def plan(tokens):
         raise RuntimeError("no kernel")
 
-    quick = native_operand(packed).native.quick_call(plan, OUT, IN)
+    quick = native_operand(packed).native.quick_call([], plan, OUT, IN)
     with pytest.raises(RuntimeError, match="no kernel"):
         quick(torch.randn(4, IN), None)

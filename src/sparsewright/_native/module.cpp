@@ -311,7 +311,8 @@ NB_MODULE(_core, m) {
           nb::arg("iterations"), nb::call_guard<nb::gil_scoped_release>());
     add_quick_call(m);
     nb::class_<Operand>(m, "Operand")
-        .def("quick_call", &quick_call<Operand>, nb::arg("plan"), nb::arg("out"), nb::arg("in_"))
+        .def("quick_call", &quick_call<Operand>, nb::arg("planes"), nb::arg("plan"),
+             nb::arg("out"), nb::arg("in_"))
         .def(nb::init<std::uintptr_t, int, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t,
                       int, std::int64_t, std::int64_t, int>(),
              nb::arg("values"), nb::arg("value_type"), nb::arg("scale"), nb::arg("index"), nb::arg("pointers"), nb::arg("out"),
@@ -330,7 +331,8 @@ NB_MODULE(_core, m) {
         .def("conv2d", &Operand::conv2d, nb::arg("x"), nb::arg("bias"), nb::arg("y"), nb::arg("geometry"),
              nb::arg("channels_last"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>());
     nb::class_<Int8Operand>(m, "Int8Operand")
-        .def("quick_call", &quick_call<Int8Operand>, nb::arg("plan"), nb::arg("out"), nb::arg("in_"))
+        .def("quick_call", &quick_call<Int8Operand>, nb::arg("planes"), nb::arg("plan"),
+             nb::arg("out"), nb::arg("in_"))
         .def(nb::init<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t,
                       std::int64_t, int>(),
              nb::arg("values"), nb::arg("columns"), nb::arg("pointers"), nb::arg("scale"), nb::arg("sums"),

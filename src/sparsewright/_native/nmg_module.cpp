@@ -85,7 +85,8 @@ void add_nmg(nb::module_ &m, const NmgMachine &machine) {
           nb::arg("g"), nb::arg("patterns"), nb::arg("rows"), nb::arg("chosen"), nb::arg("threads"),
           nb::call_guard<nb::gil_scoped_release>());
     nb::class_<NmgOperand>(m, "NmgOperand")
-        .def("quick_call", &quick_call<NmgOperand>, nb::arg("plan"), nb::arg("out"), nb::arg("in_"))
+        .def("quick_call", &quick_call<NmgOperand>, nb::arg("planes"), nb::arg("plan"),
+             nb::arg("out"), nb::arg("in_"))
         .def(nb::init<std::uintptr_t, bool, std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t,
                       std::int64_t, std::int64_t, std::int64_t>(),
              nb::arg("values"), nb::arg("half_values"), nb::arg("index"), nb::arg("rows"), nb::arg("out"),

@@ -42,7 +42,7 @@ struct Torch {
     PyTypeObject *tensor, *parameter;
     ExchangeFunctions *exchange = nullptr;
     PyObject *grad_enabled, *autocast_enabled, *cpu_name, *modes, *tracing, *functorch;
-    PyObject *requires_grad, *is_neg, *new_empty;
+    PyObject *requires_grad, *is_neg, *new_empty, *version;
 
     Torch() {
         const nb::module_ torch = nb::module_::import_("torch"), c = nb::module_::import_("torch._C");
@@ -58,6 +58,7 @@ struct Torch {
         requires_grad = PyUnicode_InternFromString("requires_grad");
         is_neg = PyUnicode_InternFromString("is_neg");
         new_empty = PyUnicode_InternFromString("new_empty");
+        version = PyUnicode_InternFromString("_version");
         const nb::object capsule = nb::getattr(torch.attr("Tensor"), "__dlpack_c_exchange_api__", nb::none());
         if (capsule.is_none()) return;
         auto *found = static_cast<ExchangeFunctions *>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -118,11 +119,43 @@ int pool_threads() {
 #endif
 }
 
+// How often a tensor was written to; 0 where torch does not count it.
+std::int64_t version_of(const Torch &torch, PyObject *tensor) {
+    const nb::object got = nb::steal(PyObject_GetAttr(tensor, torch.version));
+    if (!got.is_valid()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return PyLong_AsLongLong(got.ptr());
+}
+
+// Where the bytes of a tensor of any kind lie; null where they cannot be told.
+const void *data_of(const Torch &torch, PyObject *tensor) {
+    TensorView of;
+    if (!torch.exchange || torch.exchange->view(tensor, &of)) {
+        PyErr_Clear();
+        return nullptr;
+    }
+    return of.data ? static_cast<const char *>(of.data) + of.byte_offset : nullptr;
+}
+
 }  // namespace
 
-QuickCall::QuickCall(std::function<void(const LinearCall &)> run, nb::object owner, nb::object plan, std::int64_t out,
-                     std::int64_t in)
-    : run_(std::move(run)), owner_(std::move(owner)), plan_(std::move(plan)), out_(out), in_(in) {}
+QuickCall::QuickCall(std::function<void(const LinearCall &)> run, nb::object owner, nb::list planes, nb::object plan,
+                     std::int64_t out, std::int64_t in)
+    : run_(std::move(run)), owner_(std::move(owner)), plan_(std::move(plan)), out_(out), in_(in) {
+    const Torch &torch = torch_parts();
+    for (nb::handle plane : planes)
+        planes_.push_back({nb::borrow(plane), data_of(torch, plane.ptr()), version_of(torch, plane.ptr())});
+}
+
+bool QuickCall::planes_stand() const {
+    const Torch &torch = torch_parts();
+    for (const Plane &plane : planes_)
+        if (data_of(torch, plane.tensor.ptr()) != plane.data || version_of(torch, plane.tensor.ptr()) != plane.version)
+            return false;
+    return true;
+}
 
 const QuickCall::Plan &QuickCall::plan_for(std::int64_t tokens) {
     Plan &plan = plans_[tokens % 8];
@@ -148,7 +181,7 @@ nb::object QuickCall::operator()(nb::handle x, nb::handle bias, int activation) 
     if (!spaced && !contiguous(from)) return nb::none();
     std::int64_t tokens = 1;
     for (std::int64_t i = 0; i < last; ++i) tokens *= from.shape[i];
-    if (tokens < 1) return nb::none();
+    if (tokens < 1 || !planes_stand()) return nb::none();
     const bool learns = is_true(x.ptr(), torch.requires_grad) || (more.data && is_true(bias.ptr(), torch.requires_grad));
     if (learns && !gives(torch.grad_enabled, Py_False)) return nb::none();
     if (!gives(torch.functorch, Py_None) || !gives(torch.tracing, Py_None) ||

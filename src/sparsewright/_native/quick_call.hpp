@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <utility>
+#include <vector>
 
 namespace sparsewright {
 
@@ -28,11 +29,13 @@ struct LinearCall {
 class QuickCall {
   public:
     // `plan(tokens)` gives (kernel, threads); it is asked again when the pool of threads or the choice of kernels changes.
-    QuickCall(std::function<void(const LinearCall &)> run, nanobind::object owner, nanobind::object plan,
-              std::int64_t out, std::int64_t in);
+    // `planes`: the tensors of the weight, whose addresses `owner` holds.
+    QuickCall(std::function<void(const LinearCall &)> run, nanobind::object owner, nanobind::list planes,
+              nanobind::object plan, std::int64_t out, std::int64_t in);
 
     // y (..., out), or None where the call must go the long way: gradients, autocast, tracers, dispatch modes, functorch
-    // and subclasses want to see it; tensors that do not fit are told of there.
+    // and subclasses want to see it; tensors that do not fit are told of there, and a weight whose tensors have moved or
+    // were written to is looked at again.
     nanobind::object operator()(nanobind::handle x, nanobind::handle bias, int activation);
 
   private:
@@ -41,19 +44,28 @@ class QuickCall {
         int kernel = 0, threads = 1, pool = 0;
         std::uint64_t choice = 0;
     };
+    struct Plane {
+        nanobind::object tensor;
+        const void *data;
+        std::int64_t version;
+    };
     const Plan &plan_for(std::int64_t tokens);
+    bool planes_stand() const;
 
     std::function<void(const LinearCall &)> run_;
     nanobind::object owner_, plan_;
+    std::vector<Plane> planes_;
     std::int64_t out_, in_;
     Plan plans_[8];
 };
 
 // The same for an operand of Python's, which it keeps alive.
 template <class Operand>
-QuickCall quick_call(nanobind::handle_t<Operand> operand, nanobind::object plan, std::int64_t out, std::int64_t in) {
+QuickCall quick_call(nanobind::handle_t<Operand> operand, nanobind::list planes, nanobind::object plan,
+                     std::int64_t out, std::int64_t in) {
     const Operand *of = nanobind::cast<const Operand *>(operand);
-    return {[of](const LinearCall &call) { of->run(call); }, nanobind::borrow(operand), std::move(plan), out, in};
+    return {[of](const LinearCall &call) { of->run(call); }, nanobind::borrow(operand), std::move(planes),
+            std::move(plan), out, in};
 }
 
 void add_quick_call(nanobind::module_ &m);

@@ -68,7 +68,10 @@ class AbstractNative(AbstractCandidate):
             reasons.append(f"it multiplies float32 and float16 values, the weight has {packed.value_dtype}")
         if packed.device.type != "cpu":
             reasons.append(f"it runs on the CPU, the weight is on {packed.device}")
-        return reasons + self.why_not_call(packed.tensors["values"].shape[1], tokens)
+        values = packed.tensors.get("values")
+        if values is None or values.dim() != 2:
+            return [*reasons, "it reads values (kept, G), the weight has none"]
+        return reasons + self.why_not_call(values.shape[1], tokens)
 
     def why_not_call(self, group: int, tokens: int) -> list[str]:
         """Reasons against this row group and so many tokens."""

@@ -15,6 +15,7 @@ from ...layouts.vector import block_columns
 from .autocast import register_autocast
 from .library import library
 from .operand import VALUE_CODES
+from .operand_checks import check_vector
 from .threads import threads_for
 from .transposed import structure_of
 
@@ -27,9 +28,8 @@ _LEAST_SHARED = 4
 
 def _native(values: Tensor | None, index: Tensor, pointers: Tensor, out: int, in_: int, group: int) -> Operand:
     instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence
-    blocks, groups = pointers.shape[0], pointers.shape[1] - 1
-    if groups * group < out or (groups - 1) * group >= out:
-        raise KernelError(f"The operand has {groups} groups of {group} rows; it is not the operand of {out} outputs.")
+    check_vector(values, index, pointers, None, out, in_, group)
+    blocks = pointers.shape[0]
     address, kind = (0, 0) if values is None else (values.data_ptr(), VALUE_CODES[values.dtype])
     return Operand(
         address,
@@ -59,7 +59,7 @@ def _threads(multiply_adds: int, kept: int) -> int:
 
 
 def _input_grad_cpu(grad: Tensor, values: Tensor, index: Tensor, pointers: Tensor, in_: int) -> Tensor:
-    out, group = grad.shape[-1], values.shape[1]
+    out, group = grad.shape[-1], values.shape[1] if values.dim() == 2 else 0
     result = grad.new_empty(*grad.shape[:-1], in_)
     if not result.numel():
         return result

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core import KernelError
 from ...layouts.int8 import unpack_operand
 from .autocast import register_autocast
 from .int8_operand import PLANES, make_int8_operand
 from .library import library
 from .op import check_call
+from .operand_checks import check_int8
 
 library.define(
     "int8_linear(Tensor x, Tensor values, Tensor columns, Tensor pointers, Tensor scale, Tensor sums, Tensor? bias,"
@@ -39,12 +39,7 @@ def _linear_cpu(
 ) -> Tensor:
     in_ = x.shape[-1]
     check_call(x, in_, out, bias)
-    groups, group = pointers.shape[0] - 1, values.shape[1]
-    if groups * group < out or (groups - 1) * group >= out or scale.numel() != groups * group:
-        raise KernelError(
-            f"The int8 operand has {groups} groups of {group} rows and {scale.numel()} scales; it is not the operand "
-            f"of {out} outputs."
-        )
+    check_int8(values, columns, pointers, scale, sums, out, in_)
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
         operand = make_int8_operand(dict(zip(PLANES, (values, columns, pointers, scale, sums))), out, in_)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..._native import Int8Operand
 from ...core import instruction_set
+from .operand_checks import check_int8
 from .threads import threads_for
 
 PLANES = ("values", "columns", "pointers", "scale", "sums")
@@ -45,7 +46,13 @@ class NativeInt8Operand:
 
 
 def make_int8_operand(tensors: Mapping[str, Tensor], out: int, in_: int) -> NativeInt8Operand:
-    """Operand of the int8 layout's tensors (see `layouts.int8`) for a weight `(out, in)`."""
+    """Operand of the int8 layout's tensors (see `layouts.int8`) for a weight `(out, in)`.
+
+    Raises:
+        KernelError: they are not the operand of such a weight.
+    """
+    values, columns, pointers, scale, sums = (tensors[name] for name in PLANES)
+    check_int8(values, columns, pointers, scale, sums, out, in_)
     held = tuple(tensors[name].contiguous() for name in PLANES)
     values, columns, pointers, scale, sums = held
     instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence

@@ -4,18 +4,17 @@
 The weight is frozen: gradients reach x and bias only.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core import KernelError
 from ...layouts.nmg import unpack_operand
 from .autocast import register_autocast
 from .library import library
 from .nmg_operand import make_nmg_operand
 from .op import check_call
+from .operand_checks import check_nmg
 
 library.define("nmg_linear(Tensor x, Tensor values, Tensor index, Tensor? bias, SymInt out, int m) -> Tensor")
 library.define("nmg_linear_input_grad(Tensor grad, Tensor values, Tensor index, SymInt in_, int m) -> Tensor")
@@ -24,13 +23,7 @@ library.define("nmg_linear_input_grad(Tensor grad, Tensor values, Tensor index, 
 def _linear_cpu(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, out: int, m: int) -> Tensor:
     in_ = x.shape[-1]
     check_call(x, in_, out, bias)
-    chunks, blocks, patterns, g, n = values.shape
-    sizes_agree = -(-out // m) == blocks and -(-in_ // (patterns * g)) == chunks and math.comb(m, n) == patterns
-    if not sizes_agree or tuple(index.shape) != (chunks, blocks, patterns, g, 1) or index.dtype != torch.int16:
-        raise KernelError(
-            f"The n:m:g operand has values {tuple(values.shape)} and index {tuple(index.shape)} of {index.dtype}; it "
-            f"is not the operand of {out} outputs in blocks of {m} and {in_} inputs."
-        )
+    check_nmg(values, index, out, in_, m)
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
         operand = make_nmg_operand(values, index, out, in_, m)
@@ -43,6 +36,7 @@ def _linear_fake(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, 
 
 
 def _input_grad_cpu(grad: Tensor, values: Tensor, index: Tensor, in_: int, m: int) -> Tensor:
+    check_nmg(values, index, grad.shape[-1], in_, m)
     return grad @ unpack_operand(values, index, grad.shape[-1], in_, m).to(grad.dtype)
 
 

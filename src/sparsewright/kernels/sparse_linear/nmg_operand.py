@@ -9,6 +9,7 @@ from torch import Tensor
 from ..._native import NmgOperand
 from ...core import instruction_set
 from ...core.grouped import kept_rows
+from .operand_checks import check_nmg
 from .threads import threads_for
 
 
@@ -49,7 +50,11 @@ def make_nmg_operand(values: Tensor, index: Tensor, out: int, in_: int, m: int) 
         index: `(chunks, blocks, C(m, n), g, 1)` int16.
         out, in_: shape of the weight.
         m: rows of a block.
+
+    Raises:
+        KernelError: they are not the operand of such a weight.
     """
+    check_nmg(values, index, out, in_, m)
     _, _, patterns, g, n = values.shape
     tensors = (values.contiguous(), index.contiguous(), kept_rows(n, m))
     instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence

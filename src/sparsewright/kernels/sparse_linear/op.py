@@ -47,12 +47,6 @@ def _linear_cpu(
 ) -> Tensor:
     in_ = x.shape[-1]
     check_call(x, in_, out, bias)
-    groups = pointers.shape[1] - 1
-    if groups * values.shape[1] < out or (groups - 1) * values.shape[1] >= out or index.numel() != values.shape[0]:
-        raise KernelError(
-            f"The operand has {groups} groups of {values.shape[1]} rows and {index.numel()} kept columns for "
-            f"{values.shape[0]} rows of values; it is not the operand of {out} outputs."
-        )
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
         operand = make_operand(values, index, pointers, out, in_, kept_per_8)

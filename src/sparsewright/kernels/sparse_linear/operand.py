@@ -12,10 +12,19 @@ from ...core import NM, NMG, AbstractPattern, KernelError, Transposable, instruc
 from ...layouts import PackedWeight
 from ...layouts.vector import block_columns
 from .dispatch import choose_native, why_not
+from .int8_operand import PLANES as INT8_PLANES
 from .int8_operand import NativeInt8Operand, make_int8_operand
 from .nmg_operand import NativeNmgOperand, make_nmg_operand
 from .no_kernel import no_kernel
+from .operand_checks import check_vector
 from .threads import threads_for
+
+_PLANES = {
+    "vector": ("values", "index", "pointers"),
+    "int8_weights": ("values", "index", "pointers", "scale"),
+    "int8": INT8_PLANES,
+    "nmg": ("values", "index"),
+}
 
 # Numbers as in problem.hpp.
 VALUE_CODES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
@@ -72,9 +81,14 @@ def make_operand(
         out, in_: shape of the weight.
         kept_per_8: see `kept_per_8()`; 0 is always right.
         scale: `(groups * G)` float32, what rows of int8 values are multiplied by; None: nothing.
+
+    Raises:
+        KernelError: they are not the operand of such a weight.
     """
+    group = values.shape[1] if values.dim() == 2 else 0
+    check_vector(values, index, pointers, scale, out, in_, group, kept_per_8)
     tensors = [tensor.contiguous() for tensor in (values, index, pointers, *(() if scale is None else (scale,)))]
-    group, blocks = values.shape[1], pointers.shape[0]
+    blocks = pointers.shape[0]
     instruction_set()  # a wrong SPARSEWRIGHT_ISA is told in one sentence
     native = Operand(
         tensors[0].data_ptr(),
@@ -101,8 +115,9 @@ def kept_per_8(pattern: AbstractPattern) -> int:
     return kept if kept in (1, 2, 4) else 0
 
 
-# By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight.
-_operands: dict[int, NativeOperand | NativeInt8Operand | NativeNmgOperand] = {}
+# By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight,
+# and is made again when its tensors have moved (to shared memory, say) or were written to.
+_operands: dict[int, tuple[NativeOperand | NativeInt8Operand | NativeNmgOperand, tuple[int, ...]]] = {}
 # The same weights, called without Python on the way: (x, bias, code of the activation) to y, or None where the call
 # must go the long way. A weight is in it from its first ordinary call on.
 quick_calls: dict[int, QuickCall] = {}
@@ -114,9 +129,16 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
     Raises:
         KernelError: no native kernel reads this weight.
     """
-    found = _operands.get(id(packed))
-    if found is not None:
-        return found
+    found, state = _operands.get(id(packed)), _state(packed)
+    if found is not None and found[1] == state:
+        return found[0]
+    wanted = _PLANES.get(packed.layout, ())
+    missing = [name for name in wanted if name not in packed.tensors]
+    if missing:
+        raise KernelError(
+            f"A weight of the layout {packed.layout} has {', '.join(wanted)}; {', '.join(missing)} is missing. Pack it "
+            "again, or load it again."
+        )
     reasons = why_not(packed, 2)
     operand: NativeOperand | NativeInt8Operand | NativeNmgOperand
     if not reasons["int8_lane"]:
@@ -137,10 +159,18 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
         raise KernelError(f"Sparse linear takes x on the device of the weight, {packed.device}, got x on cpu. Move it.")
     else:
         raise no_kernel(reasons, packed)
-    _operands[id(packed)] = operand
-    quick_calls[id(packed)] = operand.native.quick_call(operand.plan, operand.out, operand.in_)
-    weakref.finalize(packed, _forget, id(packed))
+    _operands[id(packed)] = (operand, state)
+    planes = list(packed.tensors.values())
+    quick_calls[id(packed)] = operand.native.quick_call(planes, operand.plan, operand.out, operand.in_)
+    if found is None:
+        weakref.finalize(packed, _forget, id(packed))
     return operand
+
+
+def _state(packed: PackedWeight) -> tuple[int, ...]:
+    """Where its tensors lie, and how often they were written to."""
+    planes = packed.tensors.values()
+    return tuple(part for plane in planes for part in (plane.data_ptr(), 0 if plane.is_inference() else plane._version))
 
 
 def _forget(key: int) -> None:

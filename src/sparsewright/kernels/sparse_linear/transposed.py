@@ -68,14 +68,14 @@ def transpose_structure(index: Tensor, pointers: Tensor, group: int, in_: int) -
 
 # By the memory of the index, because autograd and compiled graphs hand over other tensor objects around it. A weak
 # reference keeps the key from being given to another storage.
-_structures: dict[tuple[int, int, int, int, int], tuple[StorageWeakRef, TransposedStructure]] = {}
+_structures: dict[tuple[int, ...], tuple[StorageWeakRef, TransposedStructure]] = {}
 
 
 def structure_of(index: Tensor, pointers: Tensor, group: int, in_: int) -> TransposedStructure:
     """`transpose_structure` from the cache, or made now; entries leave after the weight's index has gone."""
     storage = index.untyped_storage()
     version = 0 if index.is_inference() else index._version
-    key = (storage._cdata, int(index.storage_offset()), index.numel(), in_, version)
+    key = (storage._cdata, int(index.storage_offset()), index.numel(), *pointers.shape, group, in_, version)
     found = _structures.get(key)
     if found is not None:
         return found[1]
