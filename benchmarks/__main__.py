@@ -1,4 +1,4 @@
-"""Run benchmarks by name, or all: `python -m benchmarks [bert|decode|encoder|linear|overhead|sts] [--quick]`.
+"""Run benchmarks by name, or all: `python -m benchmarks [linear|bert|...] [--quick]`.
 
 Further options go to the benchmark as they are. Tables lie in `benchmarks/results`; timings are never asserted.
 """

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sparsewright import hardware
-from sparsewright.core import DispatchTable, ProfileError
-from sparsewright.hardware.calibrate import Calibration, apply_calibration
+from sparsewright.core import DispatchTable, FileError, ProfileError
+from sparsewright.hardware.calibrate import Calibration, apply_calibration, ensure_calibrated
 from sparsewright.kernels import Sharing, dispatch_table, linear, set_dispatch_table, set_sharing
 from sparsewright.layouts import pack
 
@@ -61,7 +61,18 @@ def test_results_keep_their_bits_whatever_the_table_says():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"kind": "sparsewright calibration", "table": 3}', "\x00\x01", '{"kind": null}']
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"kind": "sparsewright calibration", "table": 3}',
+        "\x00\x01",
+        '{"kind": null}',
+        "[" * 100000,
+        '{"kind": "sparsewright calibration", "sharing": {"serial_s": 1' + 400 * "0" + "}}",
+    ],
+    ids=lambda text: text[:12],
 )
 def test_a_damaged_file_is_as_good_as_none(own_cache, text):
     hardware.calibrate(seconds=0.05, threads=1)
@@ -88,3 +99,13 @@ def test_rates_that_are_no_rates_are_refused():
         bad = {**good, "sharing": {**good["sharing"], "serial_s": wrong}}
         with pytest.raises(ProfileError, match="malformed"):
             Calibration.from_data(bad)
+
+
+def test_a_calibration_that_cannot_be_kept_is_in_use_all_the_same(own_cache, monkeypatch):
+    (own_cache / "file").write_text("no folder", encoding="utf-8")
+    monkeypatch.setenv("SPARSEWRIGHT_CACHE", str(own_cache / "file"))
+    built_in = dispatch_table().entries
+    ensure_calibrated(None)
+    assert len(dispatch_table().entries) > len(built_in)
+    with pytest.raises(FileError):
+        hardware.calibrate(seconds=0.1, threads=1)

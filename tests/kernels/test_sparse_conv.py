@@ -231,3 +231,21 @@ def test_dense_runs_only_where_the_layout_asks_for_it(packed_weight):
     assert which_conv2d(masked) == "masked_dense"
     assert_close(random_input(1, 5, 9, 9), masked, kernel_size=3, padding=1)
     assert which_conv2d(packed_weight("4x1@40%", 12, 5 * 9)) == "pixel_lane"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stride": (1.5, 1)},
+        {"stride": 1.5},
+        {"kernel_size": "3"},
+        {"padding": None},
+        {"padding": (1.5, 1)},
+        {"padding": (1, 1, 0.5, 1)},
+    ],
+    ids=str,
+)
+def test_sizes_that_are_no_integers_are_refused(packed_weight, wrong):
+    packed = packed_weight("2:4", 8, 36)
+    with pytest.raises(KernelError, match="integers"):
+        conv2d(torch.randn(1, 4, 9, 9), packed, **{"kernel_size": 3, **wrong})

@@ -83,5 +83,5 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(goal.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"{goal} cannot be read: {error.strerror or error}. Check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{goal} is not valid JSON ({error}). It may be truncated; restore or delete it.") from error

@@ -4,6 +4,7 @@ The table is kept beside the measured costs, under the machine's fingerprint and
 two tokens on the float kernels add up in one order, whichever of them runs and on however many threads.
 """
 
+import contextlib
 import functools
 import math
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ class Calibration:
                 raise ValueError(found)
             table = DispatchTable.from_data(data["table"])
             return Calibration(table, sharing, str(data["fingerprint"]), str(data["versions"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ProfileError(
                 f"The calibration is malformed ({error!r}). Run `sparsewright profile` again."
             ) from error
@@ -93,6 +94,9 @@ def calibrate(seconds: float = 3.0, threads: int | None = None) -> Calibration:
     Args:
         seconds: about how long it may take.
         threads: how many to share between when break-even is measured; default torch's own number.
+
+    Raises:
+        FileError: the result cannot be written; it is applied all the same.
     """
     machine = this_machine()
     count = torch.get_num_threads() if threads is None else threads
@@ -108,8 +112,9 @@ def calibrate(seconds: float = 3.0, threads: int | None = None) -> Calibration:
         set_dispatch_table(None)
         set_sharing(None)
     found = Calibration(DispatchTable(tuple(entries)), sharing, machine.fingerprint, machine.versions)
-    write_json(_path(machine.fingerprint), found.to_data())
+    # In use even where it cannot be kept.
     found.apply()
+    write_json(_path(machine.fingerprint), found.to_data())
     return found
 
 
@@ -143,7 +148,9 @@ def ensure_calibrated(minutes: float | None, again: bool = False) -> None:
         again: measure even where something is known.
     """
     if (again or apply_calibration() is None) and (minutes is None or minutes >= _LEAST_MINUTES):
-        calibrate()
+        # Without a place to keep it, later processes measure again; this one has it.
+        with contextlib.suppress(FileError):
+            calibrate()
 
 
 def _path(fingerprint: str) -> Path:

@@ -1,8 +1,9 @@
 """`PackedLinear`: a linear layer whose packed tensors are ordinary parameters and buffers: they can be trained."""
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from ..core import KernelError
@@ -42,6 +43,7 @@ class PackedLinear(nn.Module):
         self._about = (packed.layout, packed.pattern, packed.shape, packed.value_dtype)
         forget_dense_runs(packed)
         self._names = tuple(packed.tensors)
+        self._held: PackedWeight | None = None
         for name, tensor in packed.tensors.items():
             if name in trainable:
                 self.register_parameter(_PREFIX + name, nn.Parameter(tensor.detach()))
@@ -51,8 +53,27 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        """W as it is now, around the layer's own tensors."""
-        return PackedWeight(*self._about, {name: getattr(self, _PREFIX + name) for name in self._names})
+        """W as it is now, around the layer's own tensors; the same object while they are the same."""
+        planes = {name: getattr(self, _PREFIX + name) for name in self._names}
+        if torch.compiler.is_compiling():
+            return PackedWeight(*self._about, planes)
+        held = self._held
+        if held is None or any(held.tensors[name] is not plane for name, plane in planes.items()):
+            held = self._held = PackedWeight(*self._about, planes)
+        return held
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
+        # The dtypes of a packed weight are part of its form, so `.half()` and its like reach the bias only.
+        def moved(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            is_plane = any(tensor is getattr(self, _PREFIX + name) for name in self._names)
+            return tensor.to(changed.device) if is_plane and changed.dtype != tensor.dtype else changed
+
+        super()._apply(moved, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""

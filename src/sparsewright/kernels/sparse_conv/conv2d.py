@@ -30,8 +30,8 @@ def conv2d(
     """`F.conv2d` without touching what the weight does not keep.
 
     Results have the same bits from run to run, for any number of threads and any place in the batch (where an image
-    has one output pixel they are those of `linear`, whose batch of one may differ in the last bits). Gradients reach x
-    and bias; the packed weight is frozen.
+    has one output pixel they are those of `linear`, whose batch of one may differ in the last bits, and so may the two
+    memory formats). Gradients reach x and bias; the packed weight is frozen.
 
     Args:
         x: `(batch, channels, height, width)` or `(channels, height, width)` float32, any strides; contiguous inputs and

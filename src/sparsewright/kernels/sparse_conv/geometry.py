@@ -71,7 +71,9 @@ def geometry(
         total = [apart[i] * (kernel[i] - 1) if padding == "same" else 0 for i in (0, 1)]
         # torch puts the odd one behind.
         edges = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
-    elif not isinstance(padding, int) and len(padding) == 4:
+    elif isinstance(padding, Sequence) and len(padding) == 4:
+        if not all(_whole(size) for size in padding):
+            raise KernelError(f"padding is one, two or four integers, got {padding}.")
         edges = (int(padding[0]), int(padding[1]), int(padding[2]), int(padding[3]))
     else:
         down, across = _pair("padding", padding, 0)
@@ -80,12 +82,16 @@ def geometry(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
-    sizes = (value, value) if isinstance(value, int) else tuple(value)
+    sizes = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(sizes) == 1:
         sizes = (sizes[0], sizes[0])
-    if len(sizes) != 2 or any(size < least for size in sizes):
-        raise KernelError(f"{name} is one or two integers of at least {least}, got {value}.")
+    if len(sizes) != 2 or any(not _whole(size) or size < least for size in sizes):
+        raise KernelError(f"{name} is one or two integers of at least {least}, got {value!r}.")
     return int(sizes[0]), int(sizes[1])
+
+
+def _whole(size: object) -> bool:
+    return isinstance(size, int | torch.SymInt) and not isinstance(size, bool)
 
 
 def check_call(x: Tensor, out: int, columns: int, bias: Tensor | None, how: Geometry) -> None:

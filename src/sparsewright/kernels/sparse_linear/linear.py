@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ...core import KernelError
 from ...layouts import PackedWeight
 from .activations import CODES, Activation, apply_activation, check_activation
 from .autocast import as_float32
@@ -29,8 +30,11 @@ def linear(
 ) -> Tensor:
     """`activation(x @ W.T + bias)` without touching what W does not keep.
 
-    Results have the same bits from run to run, for any number of threads and any position in the batch (a batch of one
-    token may differ from a larger one in the last bits). Gradients reach x and bias; the packed weight is frozen.
+    Results have the same bits from run to run, for any number of threads and any position in the batch. A batch of one
+    token may differ from a larger one in the last bits, and in the layout `int8` by the rounding of x, which one token
+    is spared. Gradients reach x and bias; the packed weight is frozen. With gradients, activations are torch's own,
+    which may differ in the last bits. Where x is infinite or NaN, y may be NaN also in rows that do not keep that
+    column.
 
     Args:
         x: `(..., in)` float32, any strides, any number of tokens; also float16 or bfloat16 on a CUDA device and under
@@ -57,6 +61,7 @@ def linear(
             quick_y = quick(x, bias, code)
             if quick_y is not None:
                 return quick_y
+    _check_types(x, packed, bias)
     if activation is not None:
         check_activation(activation)
     if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
@@ -89,6 +94,14 @@ def linear(
     if tokens:
         operand.run(x, bias, y, tokens, CODES[activation])
     return y
+
+
+def _check_types(x: object, packed: object, bias: object) -> None:
+    if not isinstance(packed, PackedWeight):
+        raise KernelError(f"Sparse linear takes a PackedWeight, got {type(packed).__name__}. Make one with sw.pack.")
+    for name, given in (("x", x), ("bias", bias)):
+        if not isinstance(given, Tensor) and not (name == "bias" and given is None):
+            raise KernelError(f"Sparse linear takes tensors, got {name} of {type(given).__name__}. Convert it first.")
 
 
 def _not_built_in(x: Tensor, packed: PackedWeight, on_missing: OnMissing | None) -> bool:
