@@ -42,7 +42,7 @@ struct Torch {
     PyTypeObject *tensor, *parameter;
     ExchangeFunctions *exchange = nullptr;
     PyObject *grad_enabled, *autocast_enabled, *cpu_name, *modes, *tracing, *functorch;
-    PyObject *requires_grad, *is_neg, *new_empty, *version;
+    PyObject *requires_grad, *is_neg, *new_empty, *version, *data_ptr;
 
     Torch() {
         const nb::module_ torch = nb::module_::import_("torch"), c = nb::module_::import_("torch._C");
@@ -59,6 +59,7 @@ struct Torch {
         is_neg = PyUnicode_InternFromString("is_neg");
         new_empty = PyUnicode_InternFromString("new_empty");
         version = PyUnicode_InternFromString("_version");
+        data_ptr = PyUnicode_InternFromString("data_ptr");
         const nb::object capsule = nb::getattr(torch.attr("Tensor"), "__dlpack_c_exchange_api__", nb::none());
         if (capsule.is_none()) return;
         auto *found = static_cast<ExchangeFunctions *>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -132,7 +133,12 @@ std::int64_t version_of(const Torch &torch, PyObject *tensor) {
 // Where the bytes of a tensor of any kind lie; null where they cannot be told.
 const void *data_of(const Torch &torch, PyObject *tensor) {
     TensorView of;
-    if (!torch.exchange || torch.exchange->view(tensor, &of)) {
+    if (!torch.exchange) {
+        const nb::object address = nb::steal(PyObject_CallMethodNoArgs(tensor, torch.data_ptr));
+        if (!address.is_valid()) PyErr_Clear();
+        return address.is_valid() ? PyLong_AsVoidPtr(address.ptr()) : nullptr;
+    }
+    if (torch.exchange->view(tensor, &of)) {
         PyErr_Clear();
         return nullptr;
     }
@@ -212,7 +218,8 @@ nb::object QuickCall::operator()(nb::handle x, nb::handle bias, int activation) 
 
 void add_quick_call(nb::module_ &m) {
     nb::class_<QuickCall>(m, "QuickCall")
-        .def("__call__", &QuickCall::operator(), nb::arg("x"), nb::arg("bias").none(), nb::arg("activation") = 0);
+        .def("__call__", &QuickCall::operator(), nb::arg("x"), nb::arg("bias").none(), nb::arg("activation") = 0)
+        .def("planes_stand", &QuickCall::planes_stand);
     m.def("forget_plans", [] { ++choice_now; });
 }
 

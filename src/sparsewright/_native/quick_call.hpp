@@ -38,6 +38,9 @@ class QuickCall {
     // were written to is looked at again.
     nanobind::object operator()(nanobind::handle x, nanobind::handle bias, int activation);
 
+    // Whether the tensors of the weight lie where they lay, and were not written to since.
+    bool planes_stand() const;
+
   private:
     struct Plan {
         std::int64_t tokens = -1;
@@ -50,8 +53,6 @@ class QuickCall {
         std::int64_t version;
     };
     const Plan &plan_for(std::int64_t tokens);
-    bool planes_stand() const;
-
     std::function<void(const LinearCall &)> run_;
     nanobind::object owner_, plan_;
     std::vector<Plane> planes_;
