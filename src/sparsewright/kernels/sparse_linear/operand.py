@@ -117,7 +117,7 @@ def kept_per_8(pattern: AbstractPattern) -> int:
 
 # By identity, because looking up a weak reference costs more than a small kernel. Each entry leaves with its weight,
 # and is made again when its tensors have moved (to shared memory, say) or were written to.
-_operands: dict[int, tuple[NativeOperand | NativeInt8Operand | NativeNmgOperand, tuple[int, ...]]] = {}
+_operands: dict[int, NativeOperand | NativeInt8Operand | NativeNmgOperand] = {}
 # The same weights, called without Python on the way: (x, bias, code of the activation) to y, or None where the call
 # must go the long way. A weight is in it from its first ordinary call on.
 quick_calls: dict[int, QuickCall] = {}
@@ -129,9 +129,9 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
     Raises:
         KernelError: no native kernel reads this weight.
     """
-    found, state = _operands.get(id(packed)), _state(packed)
-    if found is not None and found[1] == state:
-        return found[0]
+    known = quick_calls.get(id(packed))
+    if known is not None and known.planes_stand():
+        return _operands[id(packed)]
     wanted = _PLANES.get(packed.layout, ())
     missing = [name for name in wanted if name not in packed.tensors]
     if missing:
@@ -159,18 +159,12 @@ def native_operand(packed: PackedWeight) -> NativeOperand | NativeInt8Operand | 
         raise KernelError(f"Sparse linear takes x on the device of the weight, {packed.device}, got x on cpu. Move it.")
     else:
         raise no_kernel(reasons, packed)
-    _operands[id(packed)] = (operand, state)
+    _operands[id(packed)] = operand
     planes = list(packed.tensors.values())
     quick_calls[id(packed)] = operand.native.quick_call(planes, operand.plan, operand.out, operand.in_)
-    if found is None:
+    if known is None:
         weakref.finalize(packed, _forget, id(packed))
     return operand
-
-
-def _state(packed: PackedWeight) -> tuple[int, ...]:
-    """Where its tensors lie, and how often they were written to."""
-    planes = packed.tensors.values()
-    return tuple(part for plane in planes for part in (plane.data_ptr(), 0 if plane.is_inference() else plane._version))
 
 
 def _forget(key: int) -> None:
