@@ -29,10 +29,10 @@ ARM = ("neon", "neon_dot")
 # No sums of a set with fused multiply-add on x86: those are the ones whose speed is promised.
 ALLOWED = (
     Allowance(
-        (*X86, "neon"),
-        "sparse_linear_(cpu|nmg)",
-        r"activate_rows<",
-        12,
+        (*X86, "avx_vnni", "avx512_vnni", *ARM),
+        "sparse_linear_(cpu|nmg|int8)",
+        r"(activate|write_activated)_rows<",
+        60,
         "an activation has more constants than there are registers, and reads some from memory; it has no sums, "
         "waits for a division, and runs once per output.",
     ),

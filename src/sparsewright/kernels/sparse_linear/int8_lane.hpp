@@ -308,9 +308,8 @@ template <int bytes> struct Int8Lane {
                     else for (int r = 0; r < p.group; r += side_rows) some.template operator()<side_rows>(r);
                 }
             }
-            write_rows<bytes / lanes>(rows, nullptr, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens);
-            activate(static_cast<Activation>(p.activation), p.y + token * p.out + first_row, p.out, tokens,
-                     end_row - first_row);
+            write_rows<bytes / lanes>(rows, nullptr, p.bias, first_row, end_row, p.y + token * p.out, p.out, tokens,
+                                      static_cast<Activation>(p.activation));
         }
     }
 

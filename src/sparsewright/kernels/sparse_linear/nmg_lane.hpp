@@ -246,9 +246,8 @@ template <int J, class Value> struct NmgLane {
                     for (; b < end; ++b) blocks<1, NV>(b, chunks, panel, rows + (b - begin) * p.m * width, stage);
                 if (!last) continue;
                 const std::int64_t row = begin * p.m, end_row = smaller(end * p.m, p.out);
-                write_rows<NV>(rows, nullptr, p.bias, row, end_row, p.y + token * p.out, p.out, tokens);
-                activate(static_cast<Activation>(p.activation), p.y + token * p.out + row, p.out, tokens,
-                         end_row - row);
+                write_rows<NV>(rows, nullptr, p.bias, row, end_row, p.y + token * p.out, p.out, tokens,
+                               static_cast<Activation>(p.activation));
             }
         }
     }

@@ -244,8 +244,8 @@ template <int G, class Value> struct TokenLane {
                         groups<1, NV>(p, g, blocks.begin, count, panel, chunk + (g - begin) * G * width, spans, stage);
                 if (!last) continue;
                 const std::int64_t row = begin * G, end_row = smaller(end * G, p.out);
-                write_rows<NV>(chunk, p.scale, p.bias, row, end_row, p.y + token * p.out, p.out, tokens);
-                activate(static_cast<Activation>(p.activation), p.y + token * p.out + row, p.out, tokens, end_row - row);
+                write_rows<NV>(chunk, p.scale, p.bias, row, end_row, p.y + token * p.out, p.out, tokens,
+                               static_cast<Activation>(p.activation));
             }
         }
     }
