@@ -19,7 +19,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ..core import BundleError, KernelError, MissingPackageError, ModelError, SparsewrightError, atomic_write
+from ..core import (
+    BundleError,
+    KernelError,
+    MissingPackageError,
+    ModelError,
+    SparsewrightError,
+    atomic_write,
+    require_module,
+)
 from ..models import eval_mode
 from ..nn import SparseTensor
 from .onnx_functions import DOMAIN, OPERATORS, translations
@@ -81,8 +89,15 @@ def export_onnx(
         FileError: the folder is read-only, or the disk is full; nothing was changed.
     """
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
+    require_module(model)
     goal = Path(path)
     names, args, kwargs = _call(example)
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not given or not all(value.numel() for value in given):
+        raise ModelError(
+            "An example is an input with something in it, a tensor, a tuple or a mapping of tensors; got "
+            f"{example!r:.80}."
+        )
     with eval_mode(model), torch.no_grad():
         expected = _tensors(model(*args, **kwargs))
         if not expected:
@@ -169,10 +184,8 @@ def _translate(program: Any, names: list[str], outputs: list[str]) -> Any:
     for node in program.graph.nodes:
         name = str(node.target)
         if name.startswith("sparsewright.") and node.target not in table:
-            raise KernelError(
-                f"The operator {name} has no form in ONNX. Pack the layer in the layout 'vector' or 'int8', or leave "
-                "it dense."
-            )
+            advice = "Leave convolutions unpacked" if "conv2d" in name else "Pack it in the layout 'vector' or 'int8'"
+            raise KernelError(f"The operator {name} of a packed layer has no form in ONNX. {advice}.")
     try:
         with _silence():
             exported = torch.onnx.export(

@@ -21,6 +21,7 @@ from .errors import (
 )
 from .files import atomic_write, file_error, read_json, write_json, write_text
 from .machine import instruction_set, vector_lanes
+from .modules import require_module
 from .numeric import require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
@@ -65,6 +66,7 @@ __all__ = [
     "parse_pattern",
     "read_json",
     "require_finite",
+    "require_module",
     "suggest",
     "vector_lanes",
     "write_json",

@@ -18,9 +18,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     On any error the temporary file is removed and an earlier `path` stays as it was.
 
     Raises:
-        FileError: the folder is missing or read-only, or the disk is full.
+        FileError: the goal is a device or a pipe, its folder cannot be made or is read-only, or the disk is full.
     """
-    goal = Path(path)
+    # Through links, so that a link goes on pointing at what is new.
+    goal = Path(os.path.realpath(path))
+    if goal.exists() and not goal.is_file() and not goal.is_dir():
+        raise FileError(f"{path} is a device or a pipe, not a file, and would be replaced. Choose a file.")
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{goal.name}.", suffix=".part", dir=goal.parent)

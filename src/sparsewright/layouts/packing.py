@@ -90,6 +90,10 @@ def float_layout(pattern: AbstractPattern, shape: tuple[int, int]) -> str:
 
 
 def _check_pair(weight: Tensor, mask: Tensor) -> None:
+    if not isinstance(weight, Tensor) or not isinstance(mask, Tensor):
+        raise LayoutError(
+            f"Packing takes tensors, got {type(weight).__name__} and {type(mask).__name__}. Use torch.as_tensor."
+        )
     if weight.dim() != 2 or weight.shape != mask.shape or mask.dtype != torch.bool or weight.numel() == 0:
         raise LayoutError(
             "Packing takes a weight (out, in) and a bool mask of the same shape, got "

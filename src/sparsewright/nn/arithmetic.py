@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import KernelError
 from ..layouts import PackedWeight
-from .sparse_tensor import OPERATORS, SparseTensor, needs_dense
+from .sparse_tensor import OPERATORS, SparseTensor, copy_packed, needs_dense
 from .trainable import with_values
 
 aten = torch.ops.aten
@@ -151,18 +151,41 @@ def _first_or_none(operands: Sequence[Any]) -> SparseTensor | None:
     return next((operand for operand in operands if type(operand) is SparseTensor), None)
 
 
-def _zeros_like(func: Any, tensor: SparseTensor, *, dtype: torch.dtype | None = None, **options: Any) -> SparseTensor:
+def _zeros_like(
+    func: Any,
+    tensor: SparseTensor,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> SparseTensor:
     """Zeros at the same places: the fresh state of an optimizer."""
     if dtype not in (None, tensor.dtype):
         raise needs_dense(f"{func} in another dtype")
-    return tensor.like(with_values(tensor.packed, torch.zeros_like(tensor.packed.tensors["values"])))
+    packed = tensor.packed
+    if device is not None and torch.device(device).type != packed.device.type:
+        if packed.device.type == "meta":
+            raise needs_dense(f"{func} of a weight on the meta device, whose places are not known,")
+        packed = copy_packed(packed, lambda plane: plane.to(device))
+    return tensor.like(with_values(packed, torch.zeros_like(packed.tensors["values"])))
 
 
-def _empty_like(func: Any, tensor: SparseTensor, *, dtype: torch.dtype | None = None, **options: Any) -> SparseTensor:
-    """Room for values at the same places."""
+def _empty_like(
+    func: Any,
+    tensor: SparseTensor,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> SparseTensor:
+    """Room for values at the same places; on another device room for all of it (`Module.to_empty`)."""
     if dtype not in (None, tensor.dtype):
         raise needs_dense(f"{func} in another dtype")
-    return tensor.like(with_values(tensor.packed, torch.empty_like(tensor.packed.tensors["values"])))
+    packed = tensor.packed
+    if device is not None and torch.device(device).type != packed.device.type:
+        # Kernels look at the places before they use them, so that nothing is read by what happens to stand there.
+        return tensor.like(copy_packed(packed, lambda plane: torch.empty_like(plane, device=device)))
+    return tensor.like(with_values(packed, torch.empty_like(packed.tensors["values"])))
 
 
 def _full_like(func: Any, tensor: SparseTensor, fill_value: float, **options: Any) -> SparseTensor:

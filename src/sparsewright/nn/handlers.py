@@ -102,6 +102,19 @@ def share_memory(tensor: SparseTensor) -> SparseTensor:
     return tensor
 
 
+@_serves(FUNCTIONS, Tensor.data.__set__)  # type: ignore[attr-defined]
+def set_data(tensor: Any, value: Any) -> None:
+    """`tensor.data = value`: take over another packed weight of the same shape."""
+    if type(tensor) is not SparseTensor or type(value) is not SparseTensor:
+        raise needs_dense("Assigning to .data between packed and dense tensors")
+    if (tensor.shape, tensor.dtype, tensor.transposed) != (value.shape, value.dtype, value.transposed):
+        raise KernelError(
+            f"A packed weight takes over one of its own shape and dtype, {tuple(tensor.shape)} {tensor.dtype}, got "
+            f"{tuple(value.shape)} {value.dtype}. Replace the parameter instead."
+        )
+    tensor.hold(value.packed)
+
+
 @_serves(FUNCTIONS, Tensor.is_shared)
 def is_shared(tensor: SparseTensor) -> bool:
     """Whether the packed tensors are in shared memory."""

@@ -26,6 +26,8 @@ def by_name(rules: Mapping[str, T], names: Sequence[str], what: str, weight: boo
     Raises:
         ModelError: a rule matches nothing, or is no valid expression.
     """
+    if not isinstance(rules, Mapping) or not all(isinstance(rule, str) for rule in rules):
+        raise ModelError(f"The {what} are a mapping from names to what they get, got {rules!r}.")
     found: dict[str, T] = {}
     matched: set[str] = set()
     in_order = sorted(rules, key=lambda rule: rule not in names and f"{rule}.weight" not in names)

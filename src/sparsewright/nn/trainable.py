@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import KernelError, ModelError
+from ..core import KernelError, ModelError, require_module
 from ..kernels.sparse_linear.autocast import as_float32
 from ..kernels.sparse_linear.library import library
 from ..kernels.sparse_linear.op import check_call
 from ..kernels.sparse_linear.operand import kept_per_8
+from ..kernels.sparse_linear.transforms import check_eager
 from ..layouts import PackedWeight
 from .sparse_tensor import OPERATORS, SparseTensor
 
@@ -35,6 +36,7 @@ def train_packed_(model: nn.Module, trainable: bool = True) -> list[str]:
     Raises:
         ModelError: there is none, or one cannot train (each one's reason); nothing has been changed then.
     """
+    require_module(model)
     parameters: Iterable[tuple[str, Any]] = model.named_parameters()
     found = {name: parameter for name, parameter in parameters if isinstance(parameter, SparseTensor)}
     if not found:
@@ -77,6 +79,8 @@ def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tenso
     if torch.is_autocast_enabled("cpu"):
         x, bias = as_float32(x), as_float32(bias)
     check_call(x, in_, out, bias)
+    if not torch.compiler.is_compiling():
+        check_eager(x, packed, bias)
     values = torch.ops.sparsewright.kept_values(weight)
     index, pointers = packed.tensors["index"], packed.tensors["pointers"]
     y: Tensor = torch.ops.sparsewright.linear(x, values, index, pointers, bias, out, kept_per_8(packed.pattern))

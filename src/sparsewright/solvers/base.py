@@ -48,6 +48,8 @@ class AbstractMaskSolver(ABC):
         reasons = self.why_not(pattern)
         if reasons:
             raise PatternError(f"This solver cannot solve {pattern}: {'; '.join(reasons)}. Use solve_mask to find one.")
+        if not isinstance(scores, Tensor):
+            raise PatternError(f"Scores are a tensor (out, in), got {type(scores).__name__}. Use torch.as_tensor.")
         if scores.dim() != 2 or not scores.is_floating_point() or scores.numel() == 0:
             raise PatternError(
                 f"Scores are a floating-point matrix (out, in), got {tuple(scores.shape)} {scores.dtype}. "

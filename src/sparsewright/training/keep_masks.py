@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..core import ModelError
+from ..core import ModelError, require_module
 from .masked_weights import MaskedWeight, masked_weights, zero_dropped_
 
 
@@ -26,14 +26,10 @@ class KeptMasks:
     """
 
     def __init__(self, weights: list[MaskedWeight], optimizer: Optimizer) -> None:
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        self.weights = [weight for weight in weights if id(weight.parameter) in trained]
-        self._optimizer = optimizer
-        self._handles: list[RemovableHandle] = [
-            weight.parameter.register_post_accumulate_grad_hook(_cleared_by(weight))
-            for weight in self.weights
-            if weight.parameter.requires_grad
-        ]
+        self.weights: list[MaskedWeight] = []
+        self._optimizer, self._all, self._parameters = optimizer, weights, 0
+        self._handles: list[RemovableHandle] = []
+        self._cover()
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self._handles.append(optimizer.register_load_state_dict_post_hook(self._after_loading))
         self.apply()
@@ -58,7 +54,27 @@ class KeptMasks:
     ) -> None:
         self.remove()
 
+    def _cover(self) -> bool:
+        """Take in the masked weights that the optimizer trains by now; whether there are new ones."""
+        groups = [group["params"] for group in self._optimizer.param_groups]
+        count = sum(map(len, groups))
+        if count == self._parameters:
+            return False
+        self._parameters = count
+        trained = {id(parameter) for group in groups for parameter in group}
+        known = {id(weight.parameter) for weight in self.weights}
+        new = [each for each in self._all if id(each.parameter) in trained and id(each.parameter) not in known]
+        self.weights += new
+        self._handles += [
+            weight.parameter.register_post_accumulate_grad_hook(_cleared_by(weight))
+            for weight in new
+            if weight.parameter.requires_grad
+        ]
+        return bool(new)
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._cover():  # a parameter group was added
+            self.apply()
         for weight in self.weights:
             zero_dropped_(weight.parameter.detach(), weight.kept)
 
@@ -99,6 +115,9 @@ def keep_masks_(model: nn.Module, optimizer: Optimizer) -> KeptMasks:
     Raises:
         ModelError: no layer is masked, a masked layer is packed, or the optimiser trains none of the masked weights.
     """
+    require_module(model)
+    if not isinstance(optimizer, Optimizer):
+        raise ModelError(f"keep_masks_ takes a torch.optim.Optimizer, got {type(optimizer).__name__}. Make one first.")
     weights = masked_weights(model)
     if not weights:
         raise ModelError("No layer of this model has a mask to keep. Call sparsify_ first.")

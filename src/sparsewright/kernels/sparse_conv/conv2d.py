@@ -11,6 +11,7 @@ from torch.nn import functional
 from ...layouts import PackedWeight
 from ..sparse_linear.linear import _needs_operator
 from ..sparse_linear.operand import NativeOperand, native_operand
+from ..sparse_linear.transforms import check_eager
 from .dispatch import against_weight, no_kernel, why_not_conv2d
 from .geometry import Geometry, Padding, check_call, geometry
 from .op import run_native
@@ -83,6 +84,8 @@ def _batched(x: Tensor, packed: PackedWeight, bias: Tensor | None, how: Geometry
     if against:
         raise no_kernel(why_not_conv2d(packed, how.groups))
     check_call(x, out, columns, bias, how)
+    if not torch.compiler.is_compiling():
+        check_eager(x, packed, bias)
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         tensors = packed.tensors
         y: Tensor = torch.ops.sparsewright.conv2d(

@@ -23,7 +23,7 @@ _TORCH: dict[str, Callable[[Tensor], Tensor]] = {
 
 def check_activation(activation: str | None) -> None:
     """Raise KernelError unless kernels know this activation."""
-    if activation not in CODES:
+    if not isinstance(activation, str) or activation not in CODES:
         raise KernelError(
             f"The kernels fuse relu, gelu and gelu_tanh, got {activation!r}. {suggest(str(activation), _TORCH)}"
         )

@@ -16,6 +16,7 @@ from .op import check_call
 from .operand import native_operand, quick_calls
 from .operators import able_operator, run_operator
 from .registered import masked_dense, registered_linear
+from .transforms import check_eager, in_forward_ad
 
 _BUILT_IN = frozenset(layout for candidate in CANDIDATES for layout in candidate.layouts)
 
@@ -55,7 +56,9 @@ def linear(
         KernelError: no kernel is able (the message lists each one's reasons and shows how to add one), or x or bias
             does not fit.
     """
-    if not torch.compiler.is_compiling():
+    if on_missing is not None and on_missing not in ("error", "dense"):
+        raise KernelError(f"on_missing is 'error' or 'dense', got {on_missing!r}.")
+    if not torch.compiler.is_compiling() and not in_forward_ad() and (activation is None or type(activation) is str):
         quick, code = quick_calls.get(id(packed)), CODES.get(activation)
         if quick is not None and code is not None:
             quick_y = quick(x, bias, code)
@@ -70,6 +73,8 @@ def linear(
         return y.to(torch.get_autocast_dtype("cpu"))
     if _not_built_in(x, packed, on_missing):
         return apply_activation(_elsewhere(x, packed, bias, missing_choice(on_missing)), activation)
+    if not torch.compiler.is_compiling():
+        check_eager(x, packed, bias)
     if torch.compiler.is_compiling() or _needs_operator(x, bias):
         return apply_activation(registered_linear(x, packed, bias), activation)
     if packed.layout == "masked":
@@ -135,6 +140,8 @@ def _needs_operator(x: Tensor, bias: Tensor | None) -> bool:
     tracing, dispatch modes, functorch, subclasses (fake tensors among them), other devices and memory formats,
     shapes without data, pending negations."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return True
+    if bias is not None and type(bias) not in (Tensor, Parameter):
         return True
     if type(x) not in (Tensor, Parameter) or not x.is_cpu or x.is_neg() or (bias is not None and bias.is_neg()):
         return True

@@ -18,6 +18,16 @@ using sparsewright::LinearProblem;
 using Stream = std::conditional_t<(lanes > 8), f8, Wide>;
 constexpr int stream_lanes = sizeof(Stream) / sizeof(float);
 
+// Weights come from far caches or from memory at one token, and processors alone do not read far enough ahead.
+constexpr std::int64_t prefetch_bytes = 4096;
+
+template <int count, class Value> inline void prefetch_weights(const Value *w) {
+    constexpr int bytes = count * static_cast<int>(sizeof(Value));
+    const char *ahead = reinterpret_cast<const char *>(w) + prefetch_bytes;
+#pragma GCC unroll 8
+    for (int line = 0; line < (bytes + 63) / 64; ++line) __builtin_prefetch(ahead + 64 * line, 0, 3);
+}
+
 // x of the kept columns of one vector of weights: lane l belongs to kept column l / G.
 template <int G> inline Stream gather(const float *x, const std::uint8_t *i) {
     if constexpr (G >= stream_lanes) {
@@ -76,7 +86,8 @@ inline __m512 load_first(const Half *p, std::int64_t count) {
 
 // Sum over the single kept columns of a row in one block. K > 0: every aligned 8 columns keep exactly K, so that 16 of
 // them lie in 128 / K columns and are permuted out of vectors of x; else they are gathered.
-template <int K, class Value>
+// `far`: the weights do not fit the second-level cache.
+template <int K, bool far, class Value>
 inline void add_singles(const Value *w, const std::uint8_t *i, std::int64_t count, const float *x, __m512 (&sum)[2]) {
     std::int64_t j = 0;
     int chain = 0;
@@ -94,11 +105,13 @@ inline void add_singles(const Value *w, const std::uint8_t *i, std::int64_t coun
                 input = p ? _mm512_mask_mov_ps(input, static_cast<__mmask16>(((1u << share) - 1) << (share * p)), both)
                           : both;
             }
+            if constexpr (far) prefetch_weights<16>(w + j);
             sum[chain] = _mm512_fmadd_ps(input, (__m512)load<f16>(w + j), sum[chain]);
         }
     } else {
         for (; j + 16 <= count; j += 16, chain ^= 1) {
             const __m512i lane = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(i + j)));
+            if constexpr (far) prefetch_weights<16>(w + j);
             sum[chain] = _mm512_fmadd_ps(_mm512_i32gather_ps(lane, x, 4), (__m512)load<f16>(w + j), sum[chain]);
         }
     }
@@ -166,9 +179,11 @@ template <int G, class Value> struct SingleToken {
                     for (int v = 0; v < vectors; ++v)
                         sum[c][v] = multiply_add(input, load<Stream>(w + (c * vectors + v) * stream_lanes), sum[c][v]);
                 };
-                for (; end - i >= chains * columns; i += chains * columns, w += chains * columns * G)
+                for (; end - i >= chains * columns; i += chains * columns, w += chains * columns * G) {
 #pragma GCC unroll 16
                     for (int c = 0; c < chains; ++c) some(c);
+                    prefetch_weights<chains * columns * G>(w);
+                }
                 for (; end - i >= columns; i += columns, w += columns * G) some(0);
                 if constexpr (columns * G == 8 && G <= 4)
                     if (end - i >= 4 / G) {
@@ -192,7 +207,7 @@ template <int G, class Value> struct SingleToken {
     }
 
 #if defined(__AVX512F__)
-    template <int K>
+    template <int K, bool far>
     static __attribute__((noinline)) void stream_singles(const LinearProblem &p, Range blocks, Range groups_of,
                                                          float *partial) {
         for (std::int64_t g = groups_of.begin; g < groups_of.end; ++g, partial += stream_lanes) {
@@ -200,7 +215,7 @@ template <int G, class Value> struct SingleToken {
             const float *x = p.x + blocks.begin * p.block_columns;
             const std::int32_t *pointer = p.pointers + blocks.begin * (p.groups + 1) + g;
             for (std::int64_t b = blocks.begin; b < blocks.end; ++b) {
-                add_singles<K>(static_cast<const Value *>(p.values) + pointer[0], p.index + pointer[0],
+                add_singles<K, far>(static_cast<const Value *>(p.values) + pointer[0], p.index + pointer[0],
                                pointer[1] - pointer[0], x, sum);
                 x += p.block_columns;
                 pointer += p.groups + 1;
@@ -212,16 +227,26 @@ template <int G, class Value> struct SingleToken {
     }
 #endif
 
+#if defined(__AVX512F__)
+    static bool is_far(const LinearProblem &p) {
+        return p.pointers[p.blocks * (p.groups + 1) - 1] * std::int64_t{G * sizeof(Value)} > p.level2_bytes;
+    }
+
+    template <bool far> static auto singles(int kept_per_8) {
+        return kept_per_8 == 4   ? &stream_singles<4, far>
+               : kept_per_8 == 2 ? &stream_singles<2, far>
+               : kept_per_8 == 1 ? &stream_singles<1, far>
+                                 : &stream_singles<0, far>;
+    }
+#endif
+
     static void run(const LinearProblem &p, Range groups_of) {
         float *partials = static_cast<float *>(
             sparsewright::scratch((groups_of.end - groups_of.begin) * vectors * stream_lanes * sizeof(float) + 64));
         auto *how = &stream<0>;
 #if defined(__AVX512F__)
         if constexpr (G == 1)
-            how = p.kept_per_8 == 4   ? &stream_singles<4>
-                  : p.kept_per_8 == 2 ? &stream_singles<2>
-                  : p.kept_per_8 == 1 ? &stream_singles<1>
-                                      : &stream_singles<0>;
+            how = is_far(p) ? singles<true>(p.kept_per_8) : singles<false>(p.kept_per_8);
 #elif defined(__AVX2__)
         if constexpr (G == 1) {
             if (p.kept_per_8 == 4) how = &stream<4>;

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
-from ...core import ModelError, Registry, suggest
+from ...core import ModelError, Registry, require_module, suggest
 from ...nn import SparseTensor
 from ..layer_ref import LayerRef
 from ..structure import Block, repeated_blocks
@@ -181,10 +181,7 @@ def adapter_of(model: nn.Module) -> AbstractAdapter:
     Raises:
         ModelError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"A model is a torch.nn.Module, got {type(model).__name__}. Load it first: load_model('hf:NAME')."
-        )
+    require_module(model)
     able = [adapter for _, adapter in adapters.items() if adapter.handles(model)]
     return max(able, key=lambda adapter: adapter.rank)
 
