@@ -249,3 +249,16 @@ def test_sizes_that_are_no_integers_are_refused(packed_weight, wrong):
     packed = packed_weight("2:4", 8, 36)
     with pytest.raises(KernelError, match="integers"):
         conv2d(torch.randn(1, 4, 9, 9), packed, **{"kernel_size": 3, **wrong})
+
+
+def test_autocast_gives_its_dtype_from_float32_sums(packed_weight):
+    packed, x = packed_weight("2:4", 8, 36), random_input(2, 4, 9, 9)
+    wanted = conv2d(x, packed, kernel_size=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(conv2d(x, packed, kernel_size=3), wanted.bfloat16())
+        low = conv2d(x.bfloat16(), packed, kernel_size=3)
+        learning = x.clone().requires_grad_()
+        conv2d(learning, packed, kernel_size=3).float().sum().backward()
+    assert torch.equal(low, conv2d(x.bfloat16().float(), packed, kernel_size=3).bfloat16())
+    assert learning.grad.dtype == torch.float32
+    assert learning.grad.abs().sum() > 0

@@ -115,3 +115,15 @@ def test_wrong_kinds_of_arguments_are_told_in_one_sentence():
     ):
         with pytest.raises(sw.SparsewrightError):
             call()
+
+
+def test_a_model_whose_dropped_weights_were_filled_is_not_packed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32))
+    sw.sparsify_(model, "2:4x4", method="magnitude")
+    with torch.no_grad():
+        model[0].weight.add_(0.1)
+    before = model[0].weight.clone()
+    with pytest.raises(sw.SparsewrightError, match="not zero any more"):
+        sw.pack_(model, force=True)
+    assert torch.equal(model[0].weight, before)

@@ -126,6 +126,13 @@ def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:
 def _with_pattern(
     ref: LayerRef, mask: Tensor | None, layer: LayerPlan | None, value_dtype: ValueType | None
 ) -> LayerPlan:
+    if mask is not None:
+        filled = int((ref.get_weight().ne(0) & ~mask).sum())
+        if filled:
+            raise ModelError(
+                f"{filled:,} dropped weights of {ref.name} are not zero any more, so packing would change its answers. "
+                "Train with keep_masks_, or call sparsify_ again."
+            )
     if layer is None:
         pattern: AbstractPattern = layouts.infer_pattern(mask) if mask is not None else Dense()
         layer = LayerPlan(pattern)

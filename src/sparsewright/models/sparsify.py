@@ -112,6 +112,8 @@ def sparsify_(
     method_of, named = _methods(full, chosen, method)
     needs = {name: sparsifier.needs for name, sparsifier in method_of.items()}
     batches = batches_of(data, model) if data is not None else []
+    if scope not in ("layer", "global"):
+        raise ModelError(f"scope is 'layer' or 'global', got {scope!r}.")
     if scope == "global":
         full = spread_globally(model, full, chosen, batches, needs)
         chosen = [ref for ref in chosen if not full.layers[ref.name].is_dense]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...layouts import PackedWeight
+from ..sparse_linear.autocast import as_float32
 from ..sparse_linear.linear import _needs_operator
 from ..sparse_linear.operand import NativeOperand, native_operand
 from ..sparse_linear.transforms import check_eager
@@ -46,12 +47,21 @@ def conv2d(
         groups: groups of channels; the outputs of each must hold whole row groups of the packed weight.
 
     Returns:
-        `(batch, out, height, width)` float32 (without `batch` where x has none).
+        `(batch, out, height, width)` float32 (without `batch` where x has none); under autocast computed in float32 and
+        then rounded to autocast's dtype.
 
     Raises:
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
     """
     how = _geometry(kernel_size, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
+        with torch.autocast("cpu", enabled=False):
+            y = _any_rank(as_float32(x), packed, as_float32(bias), how)
+        return y.to(torch.get_autocast_dtype("cpu"))
+    return _any_rank(x, packed, bias, how)
+
+
+def _any_rank(x: Tensor, packed: PackedWeight, bias: Tensor | None, how: Geometry) -> Tensor:
     if x.dim() == 3:
         return _batched(x.unsqueeze(0), packed, bias, how).squeeze(0)
     return _batched(x, packed, bias, how)

@@ -103,7 +103,8 @@ def linear(
 
 def _check_types(x: object, packed: object, bias: object) -> None:
     if not isinstance(packed, PackedWeight):
-        raise KernelError(f"Sparse linear takes a PackedWeight, got {type(packed).__name__}. Make one with sw.pack.")
+        advice = "Pass its .packed." if hasattr(packed, "packed") else "Make one with sw.pack."
+        raise KernelError(f"Sparse linear takes a PackedWeight, got {type(packed).__name__}. {advice}")
     for name, given in (("x", x), ("bias", bias)):
         if not isinstance(given, Tensor) and not (name == "bias" and given is None):
             raise KernelError(f"Sparse linear takes tensors, got {name} of {type(given).__name__}. Convert it first.")

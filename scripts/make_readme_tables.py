@@ -1,0 +1,115 @@
+"""Write README's tables of kernels from benchmarks/results: linear.csv, decode.csv, bert.csv.
+
+With `--check` nothing is written; the exit code tells whether README says what the tables say.
+"""
+
+import csv
+import math
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+TOKENS = (1, 16, 64, 128, 1024)
+ROWS = (
+    "onnxruntime fp32",
+    "torch dynamic int8",
+    "dense int8",
+    "4x1@50% int8",
+    "4x1@25% int8",
+    "16x1@10% int8",
+    "2:4x2 int8",
+    "2:4x4",
+    "1:4x4",
+    "1:8x4",
+    "1:16x16",
+    "4x1@10%",
+    "16x1@10%",
+    "2:4",
+    "1:4",
+    "10%",
+)
+BERT_ROWS = ("torch dynamic int8", "onnxruntime fp32", "1:4x4", "10%", "16x1@10%", "1:4x4 int8", "16x1@10% int8")
+DECODE_ROWS = ("torch dynamic int8", "dense int8", "1:4x4", "1:4x16", "1:4x4 int8", "1:4x16 int8")
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def shown(name: str) -> str:
+    """A plan's name; patterns as code."""
+    return name if name.startswith(("torch", "onnxruntime")) else f"`{name}`"
+
+
+def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rule = tuple("---" for _ in head)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def kernels() -> str:
+    """Geometric means over BERT-base's shapes."""
+    gains: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row in read("linear.csv"):
+        if row["model"] == "BERT-base":
+            gains[row["pattern"], int(row["tokens"])].append(math.log(float(row["speedup"])))
+    lines = [
+        (shown(name), *(f"{math.exp(statistics.fmean(gains[name, tokens])):.2f}" for tokens in TOKENS)) for name in ROWS
+    ]
+    return table(("", *(f"{tokens} token{'s' * (tokens > 1)}" for tokens in TOKENS)), lines)
+
+
+def bert() -> str:
+    """Times of the whole encoder, as ratios."""
+    gains = {(row["name"], row["batch"]): row for row in read("bert.csv")}
+    lines = []
+    for name in BERT_ROWS:
+        cells = []
+        for batch in ("1", "8"):
+            row = gains[name, batch]
+            cells += [f"{float(row['speedup']):.2f}", f"{float(row['against_int8']):.2f}"]
+        lines.append((shown(name), *cells))
+    head = ("", "batch 1: over torch fp32", "over torch int8", "batch 8: over torch fp32", "over torch int8")
+    return table(head, lines)
+
+
+def decode() -> str:
+    """One token through a weight larger than the caches."""
+    gains = {(row["name"], row["caches"]): row for row in read("decode.csv")}
+    lines = [
+        (
+            shown(name),
+            f"{float(gains[name, 'warm']['speedup']):.1f}",
+            f"{float(gains[name, 'warm']['against_int8']):.1f}",
+        )
+        for name in DECODE_ROWS
+    ]
+    return table(("", "over torch fp32", "over torch dynamic int8"), lines)
+
+
+def page(text: str) -> str:
+    """README with its tables as the records are now."""
+    for name, made in (("linear", kernels), ("bert", bert), ("decode", decode)):
+        begin, end = f"<!-- begin: {name}.csv, by scripts/make_readme_tables.py -->", f"<!-- end: {name}.csv -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{made()}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def main() -> int:
+    """Write README, or compare it."""
+    text = README.read_text(encoding="utf-8")
+    wanted = page(text)
+    if "--check" in sys.argv[1:]:
+        return 0 if text == wanted else 1
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
