@@ -1,5 +1,6 @@
 """`pack_`: masked layers turn into the packed layouts that win on a target; the others stay masked, with the reason."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -76,7 +77,7 @@ def pack_(
         One row per masked layer, in the order of the model.
 
     Raises:
-        ModelError: nothing is masked.
+        ModelError: nothing is masked, or dropped weights are not zero any more.
         PlanError: the plan's pattern does not hold for a layer's mask.
     """
     apply_calibration_once()
@@ -90,10 +91,14 @@ def pack_(
     strange = next((name for name in planned if name not in known), None)
     if strange is not None:
         raise PlanError(f"The plan names {strange!r}, which this model does not have. {suggest(strange, known)}")
+    holders = Counter(id(ref.module._parameters.get("weight")) for ref in refs)
     work = []
     for ref in refs:
         layer = planned.get(ref.name)
         mask = ref.get_mask() if ref.shape != (0, 0) else None
+        if mask is not None and holders[id(ref.module._parameters.get("weight"))] == 1:
+            # A weight that several layers hold may be masked by each in its own way.
+            _require_zeros(ref, mask)
         if mask is not None or (layer is not None and layer.is_dense and layer.value_dtype == "int8"):
             work.append((ref, mask, _with_pattern(ref, mask, layer, value_dtype)))
     if not work:
@@ -117,6 +122,15 @@ def pack_(
     return [row for row, _ in made]
 
 
+def _require_zeros(ref: LayerRef, mask: Tensor) -> None:
+    filled = int((ref.get_weight().ne(0) & ~mask).sum())
+    if filled:
+        raise ModelError(
+            f"{filled:,} dropped weights of {ref.name} are not zero any more, so packing would change its answers. "
+            "Train with keep_masks_, or call sparsify_ again."
+        )
+
+
 def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
@@ -126,13 +140,6 @@ def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:
 def _with_pattern(
     ref: LayerRef, mask: Tensor | None, layer: LayerPlan | None, value_dtype: ValueType | None
 ) -> LayerPlan:
-    if mask is not None:
-        filled = int((ref.get_weight().ne(0) & ~mask).sum())
-        if filled:
-            raise ModelError(
-                f"{filled:,} dropped weights of {ref.name} are not zero any more, so packing would change its answers. "
-                "Train with keep_masks_, or call sparsify_ again."
-            )
     if layer is None:
         pattern: AbstractPattern = layouts.infer_pattern(mask) if mask is not None else Dense()
         layer = LayerPlan(pattern)
