@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from markdown_table import table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -70,17 +71,6 @@ def _options(thing: Any) -> str:
         for part in parameters
     ]
     return f". Options: {', '.join(texts)}" if texts else ""
-
-
-def cell(text: str) -> str:
-    """Text that does not break a table."""
-    return text.replace("|", "\\|")
-
-
-def rows(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, tuple("---" for _ in head), *body]
-    return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
 
 
 def pattern_row(text: str) -> tuple[str, ...]:
@@ -157,18 +147,18 @@ def page() -> str:
         "This page is written by `scripts/make_docs_tables.py` from the code; a test keeps the two equal.",
         "## Patterns",
         f"Bytes are of a {SHAPE[0]} x {SHAPE[1]} weight against dense fp32, index included.",
-        rows(
+        table(
             ("text", "meaning", "density", "index bits per weight", "bytes, fp32 values", "bytes, fp16 values"),
             [pattern_row(text) for text in PATTERNS],
         ),
     ]
     for title, what, registry in REGISTRIES:
         body = [(f"`{name}`", about(thing)) for name, thing in registry.items()]
-        parts += [f"## {title}", what, rows(("name", "what it is"), body)]
+        parts += [f"## {title}", what, table(("name", "what it is"), body)]
     parts += [
         "## Keys of a recipe",
         "Quality is a fraction in recipes: `0.02` is two points. An unknown key is an error naming the nearest one.",
-        rows(("key", "default", "what it is"), list(recipe_rows(Recipe))),
+        table(("key", "default", "what it is"), list(recipe_rows(Recipe))),
     ]
     return "\n\n".join(parts) + "\n"
 

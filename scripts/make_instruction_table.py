@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
+import markdown_table
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "instruction_sets.md"
 RECORD = ROOT / "benchmarks" / "results" / "instruction_sets.csv"
@@ -99,7 +101,7 @@ def table() -> str:
     record = read_record()
     head = ("`SPARSEWRIGHT_ISA`", "processors", "compiler flags: float kernels; int8 kernels", "contract")
     head += ("float speed", "int8 speed")
-    lines = [head, tuple("---" for _ in head)]
+    lines = []
     for choice in choices():
         floats, ints = INSTRUCTION_SETS[choice.floats], INSTRUCTION_SETS[choice.ints]
         flags = [_shown(floats.flags), _shown(ints.flags)]
@@ -116,7 +118,7 @@ def table() -> str:
                 _speed(executed, record, "int8_us"),
             )
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table.table(head, lines)
 
 
 def _shown(flags: tuple[str, ...]) -> str:

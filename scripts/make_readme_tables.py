@@ -10,6 +10,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from markdown_table import table
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,11 +47,6 @@ def read(name: str) -> list[dict[str, str]]:
 def shown(name: str) -> str:
     """A plan's name; patterns as code."""
     return name if name.startswith(("torch", "onnxruntime")) else f"`{name}`"
-
-
-def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    rule = tuple("---" for _ in head)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
 def kernels() -> str:

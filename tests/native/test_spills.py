@@ -32,7 +32,7 @@ ALLOWED = (
         (*X86, "avx_vnni", "avx512_vnni", *ARM),
         "sparse_linear_(cpu|nmg|int8)",
         r"(activate|write_activated)_rows<",
-        60,
+        32,
         "an activation has more constants than there are registers, and reads some from memory; it has no sums, "
         "waits for a division, and runs once per output.",
     ),

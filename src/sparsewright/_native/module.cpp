@@ -122,29 +122,13 @@ class Operand {
 
     void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
                 int kernel, int threads, int activation) const {
-        LinearProblem problem = problem_;
-        problem.x = at<float>(x);
-        problem.x_stride = x_stride;
-        problem.tokens = tokens;
-        problem.bias = at<float>(bias);
-        problem.y = at<float>(y);
-        problem.kernel = static_cast<Kernel>(kernel);
-        problem.threads = threads;
-        problem.activation = activation;
         if (tokens < 1) return;
-        linear_(problem);
+        run({at<float>(x), x_stride, tokens, at<float>(bias), at<float>(y), kernel, threads, activation});
     }
 
     void run(const LinearCall &call) const {
-        LinearProblem problem = problem_;
-        problem.x = call.x;
-        problem.x_stride = call.x_stride;
-        problem.tokens = call.tokens;
-        problem.bias = call.bias;
-        problem.y = call.y;
+        LinearProblem problem = with_call(problem_, call);
         problem.kernel = static_cast<Kernel>(call.kernel);
-        problem.threads = call.threads;
-        problem.activation = call.activation;
         linear_(problem);
     }
 
@@ -268,28 +252,12 @@ class Int8Operand {
 
     void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
                 int threads, int activation) const {
-        Int8Problem problem = problem_;
-        problem.x = at<float>(x);
-        problem.x_stride = x_stride;
-        problem.tokens = tokens;
-        problem.bias = at<float>(bias);
-        problem.y = at<float>(y);
-        problem.threads = threads;
-        problem.activation = activation;
         if (tokens < 1) return;
-        linear_(problem);
+        run({at<float>(x), x_stride, tokens, at<float>(bias), at<float>(y), 0, threads, activation});
     }
 
     void run(const LinearCall &call) const {
-        Int8Problem problem = problem_;
-        problem.x = call.x;
-        problem.x_stride = call.x_stride;
-        problem.tokens = call.tokens;
-        problem.bias = call.bias;
-        problem.y = call.y;
-        problem.threads = call.threads;
-        problem.activation = call.activation;
-        linear_(problem);
+        linear_(with_call(problem_, call));
     }
 
   private:

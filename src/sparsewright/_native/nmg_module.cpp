@@ -42,28 +42,12 @@ class NmgOperand {
 
     void linear(std::uintptr_t x, std::int64_t x_stride, std::int64_t tokens, std::uintptr_t bias, std::uintptr_t y,
                 int threads, int activation) const {
-        NmgProblem problem = problem_;
-        problem.x = at<float>(x);
-        problem.x_stride = x_stride;
-        problem.tokens = tokens;
-        problem.bias = at<float>(bias);
-        problem.y = at<float>(y);
-        problem.threads = threads;
-        problem.activation = activation;
         if (tokens < 1) return;
-        linear_(problem);
+        run({at<float>(x), x_stride, tokens, at<float>(bias), at<float>(y), 0, threads, activation});
     }
 
     void run(const LinearCall &call) const {
-        NmgProblem problem = problem_;
-        problem.x = call.x;
-        problem.x_stride = call.x_stride;
-        problem.tokens = call.tokens;
-        problem.bias = call.bias;
-        problem.y = call.y;
-        problem.threads = call.threads;
-        problem.activation = call.activation;
-        linear_(problem);
+        linear_(with_call(problem_, call));
     }
 
   private:

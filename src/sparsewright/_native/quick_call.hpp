@@ -25,6 +25,18 @@ struct LinearCall {
     int activation;
 };
 
+// The problem of a weight with what one call brings.
+template <class Problem> Problem with_call(Problem problem, const LinearCall &call) {
+    problem.x = call.x;
+    problem.x_stride = call.x_stride;
+    problem.tokens = call.tokens;
+    problem.bias = call.bias;
+    problem.y = call.y;
+    problem.threads = call.threads;
+    problem.activation = call.activation;
+    return problem;
+}
+
 // y of one packed weight, wherever nothing but the kernel has to see the call.
 class QuickCall {
   public:

@@ -184,8 +184,9 @@ def _translate(program: Any, names: list[str], outputs: list[str]) -> Any:
     for node in program.graph.nodes:
         name = str(node.target)
         if name.startswith("sparsewright.") and node.target not in table:
-            advice = "" if "conv2d" in name else "Pack the layer in the layout 'vector' or 'int8', or leave it dense."
-            raise KernelError(f"The operator {name} has no form in ONNX. {advice or 'Leave convolutions unpacked.'}")
+            other = "Pack the layer in the layout 'vector' or 'int8', or leave it dense."
+            advice = "Leave convolutions unpacked." if "conv2d" in name else other
+            raise KernelError(f"The operator {name} has no form in ONNX. {advice}")
     try:
         with _silence():
             exported = torch.onnx.export(

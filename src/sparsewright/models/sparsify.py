@@ -100,11 +100,13 @@ def sparsify_(
         Per layer pattern, density, error and seconds; the reasons for the rest.
 
     Raises:
-        ModelError: no layer takes part.
+        ModelError: no layer takes part, or there is no such scope.
         PlanError, PatternError: the plan names unknown layers, or a pattern does not fit; all misfits are listed.
         DataError: the method needs data and there are none, or they never reach a layer.
         NumericError: a weight or an input is NaN or infinite; names layer and position.
     """
+    if scope not in ("layer", "global"):
+        raise ModelError(f"scope is 'layer' or 'global', got {scope!r}.")
     started = time.perf_counter()
     refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
     full, chosen = _resolve(plan, refs)
@@ -112,8 +114,6 @@ def sparsify_(
     method_of, named = _methods(full, chosen, method)
     needs = {name: sparsifier.needs for name, sparsifier in method_of.items()}
     batches = batches_of(data, model) if data is not None else []
-    if scope not in ("layer", "global"):
-        raise ModelError(f"scope is 'layer' or 'global', got {scope!r}.")
     if scope == "global":
         full = spread_globally(model, full, chosen, batches, needs)
         chosen = [ref for ref in chosen if not full.layers[ref.name].is_dense]

@@ -151,40 +151,34 @@ def _first_or_none(operands: Sequence[Any]) -> SparseTensor | None:
     return next((operand for operand in operands if type(operand) is SparseTensor), None)
 
 
-def _zeros_like(
-    func: Any,
-    tensor: SparseTensor,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    **options: Any,
-) -> SparseTensor:
-    """Zeros at the same places: the fresh state of an optimizer."""
-    if dtype not in (None, tensor.dtype):
+def _places(
+    func: Any, tensor: SparseTensor, options: dict[str, Any], move: Callable[[Tensor, Any], Tensor]
+) -> PackedWeight:
+    """The weight, every plane moved to the device that the options name if they do; another dtype they may not name."""
+    if options.get("dtype") not in (None, tensor.dtype):
         raise needs_dense(f"{func} in another dtype")
-    packed = tensor.packed
-    if device is not None and torch.device(device).type != packed.device.type:
-        if packed.device.type == "meta":
+    packed, device = tensor.packed, options.get("device")
+    if device is None or torch.device(device).type == packed.device.type:
+        return packed
+    return copy_packed(packed, lambda plane: move(plane, device))
+
+
+def _zeros_like(func: Any, tensor: SparseTensor, **options: Any) -> SparseTensor:
+    """Zeros at the same places: the fresh state of an optimizer."""
+
+    def move(plane: Tensor, device: Any) -> Tensor:
+        if plane.device.type == "meta":
             raise needs_dense(f"{func} of a weight on the meta device, whose places are not known,")
-        packed = copy_packed(packed, lambda plane: plane.to(device))
+        return plane.to(device)
+
+    packed = _places(func, tensor, options, move)
     return tensor.like(with_values(packed, torch.zeros_like(packed.tensors["values"])))
 
 
-def _empty_like(
-    func: Any,
-    tensor: SparseTensor,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    **options: Any,
-) -> SparseTensor:
+def _empty_like(func: Any, tensor: SparseTensor, **options: Any) -> SparseTensor:
     """Room for values at the same places; on another device room for all of it (`Module.to_empty`)."""
-    if dtype not in (None, tensor.dtype):
-        raise needs_dense(f"{func} in another dtype")
-    packed = tensor.packed
-    if device is not None and torch.device(device).type != packed.device.type:
-        # Kernels look at the places before they use them, so that nothing is read by what happens to stand there.
-        return tensor.like(copy_packed(packed, lambda plane: torch.empty_like(plane, device=device)))
+    # Kernels look at the places before they use them, so that nothing is read by what happens to stand there.
+    packed = _places(func, tensor, options, lambda plane, device: torch.empty_like(plane, device=device))
     return tensor.like(with_values(packed, torch.empty_like(packed.tensors["values"])))
 
 

@@ -99,18 +99,14 @@ def _conv2d_cpu(
         )
     columns = x.shape[1] // how.groups * how.kernel[0] * how.kernel[1]
     check_call(x, out, columns, bias, how)
-    groups, rows = pointers.shape[1] - 1, values.shape[1]
-    if groups * rows < out or (groups - 1) * rows >= out or index.numel() != values.shape[0]:
+    operand = make_operand(values, index, pointers, out, columns, 0)
+    if how.groups > 1 and out % (how.groups * operand.group):
         raise KernelError(
-            f"The operand has {groups} groups of {rows} rows and {index.numel()} kept columns for {values.shape[0]} "
-            f"rows of values; it is not the operand of {out} outputs."
+            f"Groups of channels must hold whole row groups, got {out} outputs in {how.groups} groups and "
+            f"{operand.group} rows that share a choice. Use a pattern with narrower row groups, or leave the layer "
+            "dense."
         )
-    if how.groups > 1 and out % (how.groups * rows):
-        raise KernelError(
-            f"Groups of channels must hold whole row groups, got {out} outputs in {how.groups} groups and {rows} rows "
-            "that share a choice. Use a pattern with narrower row groups, or leave the layer dense."
-        )
-    return run_native(make_operand(values, index, pointers, out, columns, 0), x, bias, how)
+    return run_native(operand, x, bias, how)
 
 
 def _conv2d_fake(

@@ -55,8 +55,8 @@ template <Activation kind> inline Wide activated(Wide x) {
         for (const float next : {3.93776827e-05f, -0.000186180201f, -0.000136936476f, 0.00706342049f,
                                  -0.0524961799f, -0.45920819f, -1.15110517f, -1.0f})
             power = multiply_add(power, size, splat<Wide>(next));
-        const Wide below = exponential2(between(-126.0f, power, 0.0f));
-        return x * (power < -126.0f ? (x < 0.0f ? Wide{} : splat<Wide>(1.0f)) : x < 0.0f ? below : 1.0f - below);
+        const Wide below = power < -126.0f ? Wide{} : exponential2(between(-126.0f, power, 0.0f));
+        return x * (x < 0.0f ? below : 1.0f - below);
     } else {
         // log2 of e^(twice the argument of tanh)
         const Wide u = x * multiply_add(x * x, 0.044715f, 1.0f) * 2.30220820f;
@@ -65,8 +65,7 @@ template <Activation kind> inline Wide activated(Wide x) {
 }
 
 template <Activation kind>
-__attribute__((noinline)) void activate_rows(float *y, std::int64_t stride, std::int64_t rows,
-                                                      std::int64_t columns) {
+__attribute__((noinline)) void activate_rows(float *y, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
     for (std::int64_t r = 0; r < rows; ++r, y += stride) {
         std::int64_t c = 0;
         for (; c + lanes <= columns; c += lanes) store(y + c, activated<kind>(load<Wide>(y + c)));

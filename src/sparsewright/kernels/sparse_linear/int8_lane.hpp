@@ -346,8 +346,7 @@ __attribute__((noinline)) void single_int8_token(const Int8Problem &p, Range gro
         Wide sum[chains][G / 4][vectors] = {};
         const std::int8_t *w = p.values + quad * G * 4;
         const auto add = [&](std::int64_t q, int chain) __attribute__((always_inline)) {
-            // From far caches or memory; the processor alone does not read far enough ahead.
-            __builtin_prefetch(w + q * 4 * G + 4096, 0, 3);
+            prefetch_weights<4 * G>(w + q * 4 * G);
             Wide x;
             if constexpr (single) x = repeat_columns(p.x, p.columns + 4 * (quad + q));
             else x = repeat_four(load<f4>(q < whole ? p.x + 4 * q : last));
@@ -390,7 +389,7 @@ inline void single_int8_token_of_pairs(const Int8Problem &p, Range groups_of) {
         const std::int8_t *w = p.values + quad * 8;
         Eighth sum[chains][vectors] = {};
         const auto add = [&](std::int64_t q, int chain) __attribute__((always_inline)) {
-            __builtin_prefetch(w + 8 * q + 4096, 0, 3);
+            prefetch_weights<8>(w + 8 * q);
             const Eighth x = repeat_columns_twice(p.x, p.columns + 4 * (quad + q));
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; ++v)

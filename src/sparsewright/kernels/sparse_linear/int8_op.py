@@ -15,7 +15,6 @@ from .autocast import register_autocast
 from .int8_operand import PLANES, make_int8_operand
 from .library import library
 from .op import check_call
-from .operand_checks import check_int8
 
 library.define(
     "int8_linear(Tensor x, Tensor values, Tensor columns, Tensor pointers, Tensor scale, Tensor sums, Tensor? bias,"
@@ -39,10 +38,9 @@ def _linear_cpu(
 ) -> Tensor:
     in_ = x.shape[-1]
     check_call(x, in_, out, bias)
-    check_int8(values, columns, pointers, scale, sums, out, in_)
+    operand = make_int8_operand(dict(zip(PLANES, (values, columns, pointers, scale, sums))), out, in_)
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
-        operand = make_int8_operand(dict(zip(PLANES, (values, columns, pointers, scale, sums))), out, in_)
         operand.run(x.contiguous(), None if bias is None else bias.contiguous(), y, x.numel() // in_)
     return y
 

@@ -58,7 +58,8 @@ def linear(
     """
     if on_missing is not None and on_missing not in ("error", "dense"):
         raise KernelError(f"on_missing is 'error' or 'dense', got {on_missing!r}.")
-    if not torch.compiler.is_compiling() and not in_forward_ad() and (activation is None or type(activation) is str):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not in_forward_ad() and (activation is None or type(activation) is str):
         quick, code = quick_calls.get(id(packed)), CODES.get(activation)
         if quick is not None and code is not None:
             quick_y = quick(x, bias, code)
@@ -73,12 +74,12 @@ def linear(
         return y.to(torch.get_autocast_dtype("cpu"))
     if _not_built_in(x, packed, on_missing):
         return apply_activation(_elsewhere(x, packed, bias, missing_choice(on_missing)), activation)
-    if not torch.compiler.is_compiling():
-        check_eager(x, packed, bias)
-    if torch.compiler.is_compiling() or _needs_operator(x, bias):
-        return apply_activation(registered_linear(x, packed, bias), activation)
     if packed.layout == "masked":
         return apply_activation(masked_dense(x, packed, bias), activation)
+    if not compiling:
+        check_eager(x, packed, bias)
+    if compiling or _needs_operator(x, bias):
+        return apply_activation(registered_linear(x, packed, bias), activation)
     operand = native_operand(packed)
     out, in_ = operand.out, operand.in_
     if (

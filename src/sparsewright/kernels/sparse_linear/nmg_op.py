@@ -23,10 +23,9 @@ library.define("nmg_linear_input_grad(Tensor grad, Tensor values, Tensor index, 
 def _linear_cpu(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, out: int, m: int) -> Tensor:
     in_ = x.shape[-1]
     check_call(x, in_, out, bias)
-    check_nmg(values, index, out, in_, m)
+    operand = make_nmg_operand(values, index, out, in_, m)
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
-        operand = make_nmg_operand(values, index, out, in_, m)
         operand.run(x.contiguous(), None if bias is None else bias.contiguous(), y, x.numel() // in_)
     return y
 

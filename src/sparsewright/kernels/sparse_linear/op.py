@@ -47,9 +47,9 @@ def _linear_cpu(
 ) -> Tensor:
     in_ = x.shape[-1]
     check_call(x, in_, out, bias)
+    operand = make_operand(values, index, pointers, out, in_, kept_per_8)
     y = x.new_empty(*x.shape[:-1], out)
     if y.numel():
-        operand = make_operand(values, index, pointers, out, in_, kept_per_8)
         rows = x.contiguous()
         operand.run(rows, None if bias is None else bias.contiguous(), y, x.numel() // in_)
     return y

@@ -18,16 +18,6 @@ using sparsewright::LinearProblem;
 using Stream = std::conditional_t<(lanes > 8), f8, Wide>;
 constexpr int stream_lanes = sizeof(Stream) / sizeof(float);
 
-// Weights come from far caches or from memory at one token, and processors alone do not read far enough ahead.
-constexpr std::int64_t prefetch_bytes = 4096;
-
-template <int count, class Value> inline void prefetch_weights(const Value *w) {
-    constexpr int bytes = count * static_cast<int>(sizeof(Value));
-    const char *ahead = reinterpret_cast<const char *>(w) + prefetch_bytes;
-#pragma GCC unroll 8
-    for (int line = 0; line < (bytes + 63) / 64; ++line) __builtin_prefetch(ahead + 64 * line, 0, 3);
-}
-
 // x of the kept columns of one vector of weights: lane l belongs to kept column l / G.
 template <int G> inline Stream gather(const float *x, const std::uint8_t *i) {
     if constexpr (G >= stream_lanes) {

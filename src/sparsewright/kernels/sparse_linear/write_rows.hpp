@@ -36,7 +36,8 @@ __attribute__((noinline)) void write_activated_rows(const float *sums, const flo
                 for (int i = 0; i < lanes; ++i)
                     if (i < live) store(y + i * y_stride + row, activated<kind>(token_of[i]));
             } else {
-                // In a loop, not unrolled: its constants take the registers.
+                // Not unrolled: its constants take the registers.
+#pragma GCC unroll 1
                 for (std::int64_t i = 0; i < live; ++i) store(y + i * y_stride + row, activated<kind>(token_of[i]));
             }
         }
