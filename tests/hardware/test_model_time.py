@@ -6,6 +6,7 @@ from torch import nn
 
 from sparsewright.core import NM, Dense, ModelError, ProfileError
 from sparsewright.hardware import AbstractTarget, Cost, LayerTime, ModelTime, model_time, time_model
+from sparsewright.hardware.model_time import LARGEST_SHARE, fitted
 
 
 class Board(AbstractTarget):
@@ -36,8 +37,22 @@ def test_the_rest_is_what_no_layer_takes():
 
 def test_a_plan_takes_the_rest_and_its_layers():
     assert TIME.predict({"a": 1.0}) == pytest.approx(7.0)
-    assert TIME.predict({}) == pytest.approx(10.0)
+    assert TIME.predict({}) == 10.0
     assert model_time(10.0, {"a": 4.0, "b": 3.0}, {"a": 1.0}) == pytest.approx(7.0)
+
+
+def test_layers_never_fill_more_than_the_model():
+    shrunk = ModelTime(5.0, fitted(TIME.layers, 5.0))
+    assert sum(layer.seconds for layer in shrunk.layers.values()) == pytest.approx(LARGEST_SHARE * 5.0)
+    assert shrunk.layers["a"].seconds / shrunk.layers["b"].seconds == pytest.approx(4.0 / 3.0)
+    assert fitted(TIME.layers, 10.0) == TIME.layers
+
+
+@pytest.mark.parametrize("total", [0.1, 1 / 3, 10.0, 1e-4 / 7])
+def test_a_plan_that_changes_nothing_takes_the_measured_total_to_the_last_bit(total):
+    layers = {str(at): LayerTime((8, 8), 1, 1, total / (at + 3)) for at in range(7)}
+    assert ModelTime(total, layers).predict({}) == total
+    assert ModelTime(total, layers).predict({"2": layers["2"].seconds}) == total
 
 
 def test_a_layer_that_was_not_timed_is_named():

@@ -15,15 +15,13 @@ from torch import nn
 from ..core import AbstractPattern, Plan, ValueType, parse_pattern
 from ..models import layers
 from ..solvers import solve_mask
-from .model_time import ModelTime, run_model
+from .model_time import ModelTime, fitted, run_model
 from .pack import pack_
 from .target import AbstractTarget
 from .timing import interleave, speedup
 
 # A factor further off is no cache effect but a disturbed measurement.
 _FACTORS = (0.8, 1.3)
-# Something is always left outside the layers.
-_LARGEST_SHARE = 0.98
 
 
 def calibrated(
@@ -107,6 +105,5 @@ def _scaled(
     # Half of the correction (on a logarithmic scale): a second process on the same machine finds a factor that differs
     # by about as much as the factor differs from one, so half is where the truth most likely lies.
     factor = min(most, max(least, (measured * time.total_s / expected) ** 0.5))
-    factor = min(factor, _LARGEST_SHARE * time.total_s / sum(layer.seconds for layer in time.layers.values()))
     scaled = {name: replace(layer, seconds=factor * layer.seconds) for name, layer in time.layers.items()}
-    return replace(time, layers=scaled)
+    return replace(time, layers=fitted(scaled, time.total_s))
