@@ -28,7 +28,6 @@ def test_the_recipes_own_plan_is_obeyed(
         ({"plan": {"re:.*": "9:10"}}, PatternError, "does not fit"),
         ({"plan": {"re:.*": "9:4"}}, PatternError, "1 <= n <= m"),
         ({"patterns": ["3:7"]}, PatternError, "fits no layer of this model"),
-        ({"patterns": ["2:4t"]}, PatternError, "2:4t"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_measured(

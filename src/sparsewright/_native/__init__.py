@@ -17,6 +17,7 @@ from ._core import (
     grouped_nm,
     instruction_set,
     instruction_sets,
+    transposable,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "grouped_nm",
     "instruction_set",
     "instruction_sets",
+    "transposable",
 ]

@@ -88,3 +88,19 @@ def grouped_nm(
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
 def fma_peak(iterations: int) -> float: ...
+def transposable(
+    scores: int,
+    type: int,
+    sizes: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    tile: tuple[int, int],
+    counts: tuple[int, int],
+    at_most: bool,
+    edge_dense: bool,
+    keep: int,
+    drop: int,
+    mask: int,
+    certificate: tuple[int, int, int, int],
+    first_columns: int,
+    threads: int,
+) -> tuple[int, int, int]: ...

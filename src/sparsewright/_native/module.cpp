@@ -23,6 +23,7 @@
 #include "nmg_module.hpp"
 #include "peak.hpp"
 #include "quick_call.hpp"
+#include "transposable_module.hpp"
 
 namespace nb = nanobind;
 using namespace sparsewright;
@@ -36,6 +37,7 @@ struct InstructionSet {
     Int8Function int8_linear;
     NmgFunction nmg_linear;
     GroupedFunction grouped_nm;
+    TransposableFunction transposable;
     ConvFunction conv;
     PeakFunction fma_peak;
 };
@@ -47,6 +49,7 @@ struct InstructionSet {
      sparsewright_int8_linear_##ints,                                                                     \
      sparsewright_nmg_linear_##floats,                                                                    \
      sparsewright_grouped_nm_##floats,                                                                    \
+     sparsewright_transposable_##floats,                                                                  \
      sparsewright_sparse_conv_##floats,                                                                   \
      sparsewright_fma_peak_##floats},
 
@@ -310,4 +313,5 @@ NB_MODULE(_core, m) {
              nb::call_guard<nb::gil_scoped_release>());
     add_nmg(m, {[] { return current().nmg_linear; }, [] { return current().grouped_nm; },
                 cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 * 1024), cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 * 1024)});
+    add_transposable(m, [] { return current().transposable; });
 }

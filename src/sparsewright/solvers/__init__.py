@@ -1,23 +1,28 @@
 """Floor 2: scores and a pattern in, a mask out. One file per solver; importing this package registers them all."""
 
-from . import blocks, group_top_n, grouped_nm, unstructured, vector_top_n
-from .base import AbstractMaskSolver, Count, solve_mask, solvers
+from . import blocks, group_top_n, grouped_nm, transposable, unstructured, vector_top_n
+from .base import AbstractMaskSolver, Count, Edge, MaskSolution, solve_mask, solvers
 from .ranking import top_counts, top_n
 from .sharing import spread, unit_scores
+from .transposable import solve_tiles
 from .unstructured import solve_global
 
 __all__ = [
     "AbstractMaskSolver",
     "Count",
+    "Edge",
+    "MaskSolution",
     "blocks",
     "group_top_n",
     "grouped_nm",
     "solve_global",
     "solve_mask",
+    "solve_tiles",
     "solvers",
     "spread",
     "top_counts",
     "top_n",
+    "transposable",
     "unit_scores",
     "unstructured",
     "vector_top_n",

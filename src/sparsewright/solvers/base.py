@@ -1,7 +1,8 @@
 """What a mask solver is: scores and a pattern in, a mask out; no data, no model."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, final, get_args, overload
 
 import torch
 from torch import Tensor
@@ -10,6 +11,32 @@ from ..core import AbstractPattern, Dense, PatternError, Registry, parse_pattern
 
 # exactly: as many as the pattern keeps, whatever the scores; at_most: positive scores only.
 Count = Literal["exactly", "at_most"]
+# Tiles cut off by the edge of a matrix: refused, kept to at most as much as whole ones, or left dense.
+Edge = Literal["error", "at_most", "dense"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class MaskSolution:
+    """A mask and the prices that prove it best.
+
+    `r = w - a_i - b_j` with row price a and column price b: no mask keeps more than `kept + gap` summed over the tiles,
+    where a tile's gap is the sum of -r over kept cells with r < 0 and of r over dropped ones with r > 0, and, for
+    counts of at most n, of price times unused count over its rows and columns (prices are then never negative).
+
+    Attributes:
+        mask: `(*lead, out, in)` bool, True = keep.
+        kept: kept sum of scores.
+        gap: `(*lead, out/M, in/M)` float64, rounded up to whole tiles; zero proves that nothing better exists.
+        row_prices: `(*lead, out/M, in/M, M)` float64, zeros where an edge tile has no row.
+        column_prices: the same for columns.
+    """
+
+    mask: Tensor
+    kept: float
+    gap: Tensor
+    row_prices: Tensor
+    column_prices: Tensor
 
 
 class AbstractMaskSolver(ABC):
@@ -17,7 +44,12 @@ class AbstractMaskSolver(ABC):
 
     Laws (checked by `sparsewright.testing.MaskSolverContract`): the mask obeys the pattern; ties go to the lower index;
     the result is the same for any thread count and whatever other rows are solved with it.
+
+    Attributes:
+        exact: whether no mask of the pattern keeps a larger sum. Solvers that only come near are taken by name only.
     """
+
+    exact = True
 
     @abstractmethod
     def why_not(self, pattern: AbstractPattern) -> list[str]:
@@ -43,6 +75,35 @@ class AbstractMaskSolver(ABC):
             PatternError: the solver cannot solve the pattern, or the pattern does not fit the shape.
             NumericError: a score is NaN or infinite; the message names its position.
         """
+        self._check(scores, pattern, count)
+        if scores.dim() != 2:
+            raise PatternError(f"Scores are {_FORM}, got {tuple(scores.shape)}. {_FLATTEN}")
+        pattern.require_fit((scores.shape[0], scores.shape[1]), "scores")
+        require_finite(scores, "scores")
+        return self.choose(scores.detach(), pattern, count)
+
+    def solution(
+        self,
+        scores: Tensor,
+        pattern: AbstractPattern,
+        count: Count = "exactly",
+        *,
+        edge: Edge = "error",
+        keep: Tensor | None = None,
+        drop: Tensor | None = None,
+        start: MaskSolution | None = None,
+    ) -> MaskSolution:
+        """Like `solve`, with the proof; see `solve_mask` for the arguments.
+
+        Raises:
+            PatternError: this solver proves nothing and takes no constraints.
+        """
+        raise PatternError(
+            f"{type(self).__name__} gives masks without certificates and takes no edge, keep, drop or start. "
+            "Ask for a transposable pattern such as 2:4t, or leave these out."
+        )
+
+    def _check(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> None:
         if count not in get_args(Count):
             raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
         reasons = self.why_not(pattern)
@@ -50,49 +111,98 @@ class AbstractMaskSolver(ABC):
             raise PatternError(f"This solver cannot solve {pattern}: {'; '.join(reasons)}. Use solve_mask to find one.")
         if not isinstance(scores, Tensor):
             raise PatternError(f"Scores are a tensor (out, in), got {type(scores).__name__}. Use torch.as_tensor.")
-        if scores.dim() != 2 or not scores.is_floating_point() or scores.numel() == 0:
-            raise PatternError(
-                f"Scores are a floating-point matrix (out, in), got {tuple(scores.shape)} {scores.dtype}. "
-                "Flatten a convolution to (out, in*kh*kw) first."
-            )
-        pattern.require_fit((scores.shape[0], scores.shape[1]), "scores")
-        require_finite(scores, "scores")
-        return self.choose(scores.detach(), pattern, count)
+        if scores.dim() < 2 or not scores.is_floating_point() or scores.numel() == 0:
+            raise PatternError(f"Scores are {_FORM}, got {tuple(scores.shape)} {scores.dtype}. {_FLATTEN}")
 
+
+_FORM = "a floating-point matrix (out, in)"
+_FLATTEN = "Flatten a convolution to (out, in*kh*kw) first."
 
 solvers: Registry[AbstractMaskSolver] = Registry("solvers", AbstractMaskSolver)
 
 
+@overload
 def solve_mask(
-    scores: Tensor, pattern: AbstractPattern | str, count: Count = "exactly", solver: str | None = None
-) -> Tensor:
+    scores: Tensor,
+    pattern: AbstractPattern | str,
+    count: Count = ...,
+    solver: str | None = ...,
+    *,
+    certificate: Literal[False] = ...,
+    edge: Edge = ...,
+    keep: Tensor | None = ...,
+    drop: Tensor | None = ...,
+    start: MaskSolution | None = ...,
+) -> Tensor: ...
+@overload
+def solve_mask(
+    scores: Tensor,
+    pattern: AbstractPattern | str,
+    count: Count = ...,
+    solver: str | None = ...,
+    *,
+    certificate: Literal[True],
+    edge: Edge = ...,
+    keep: Tensor | None = ...,
+    drop: Tensor | None = ...,
+    start: MaskSolution | None = ...,
+) -> MaskSolution: ...
+def solve_mask(
+    scores: Tensor,
+    pattern: AbstractPattern | str,
+    count: Count = "exactly",
+    solver: str | None = None,
+    *,
+    certificate: bool = False,
+    edge: Edge = "error",
+    keep: Tensor | None = None,
+    drop: Tensor | None = None,
+    start: MaskSolution | None = None,
+) -> Tensor | MaskSolution:
     """Choose what to keep with the solver that can solve the pattern.
 
     Args:
-        scores: `(out, in)`, floating point, finite; higher means keep.
+        scores: `(out, in)`, floating point, finite; higher means keep. For transposable patterns any leading
+            dimensions may stand before.
         pattern: a pattern or its text.
         count: `exactly` or `at_most` (positive scores only).
-        solver: a registered name; None takes the first, by name, that can.
+        solver: a registered name; None takes the first exact one, by name, that can.
+        certificate: return a `MaskSolution`, whose prices prove that no mask keeps more. Transposable patterns only, as
+            are the arguments below.
+        edge: what becomes of tiles that the edge cuts off: `error` refuses them, `at_most` keeps at most n per row and
+            column, `dense` keeps them whole.
+        keep: bool like `scores`, cells that stay whatever their score.
+        drop: bool like `scores`, cells that go.
+        start: an earlier solution of similar scores, whose prices are close.
 
     Returns:
-        `(out, in)` bool, True = keep.
+        `scores.shape` bool, True = keep; or a `MaskSolution`.
 
     Raises:
-        PatternError: no registered solver can (the message lists what each says), or the pattern does not fit.
+        PatternError: no registered solver can (the message lists what each says), the pattern does not fit, or no mask
+            of it obeys `keep` and `drop` (the message names tile and row).
         NumericError: a score is NaN or infinite.
     """
     rule = parse_pattern(pattern)
+    plain = not certificate and edge == "error" and keep is None and drop is None and start is None
+
+    def solved(chosen: AbstractMaskSolver) -> Tensor | MaskSolution:
+        if plain and not (isinstance(scores, Tensor) and scores.dim() > 2):
+            return chosen.solve(scores, rule, count)
+        found = chosen.solution(scores, rule, count, edge=edge, keep=keep, drop=drop, start=start)
+        return found if certificate else found.mask
+
     if solver is not None:
-        return solvers.get(solver).solve(scores, rule, count)
-    if isinstance(rule, Dense):
+        return solved(solvers.get(solver))
+    if isinstance(rule, Dense) and plain:
         require_finite(scores, "scores")
         return torch.ones_like(scores, dtype=torch.bool) if count == "exactly" else scores > 0
     said = []
     for name, candidate in solvers.items():
         reasons = candidate.why_not(rule)
-        if not reasons:
-            return candidate.solve(scores, rule, count)
-        said.append(f"{name}: {'; '.join(reasons)}")
+        if not reasons and candidate.exact:
+            return solved(candidate)
+        said.append(f"{name}: {'; '.join(reasons) or 'not exact, taken by name only'}")
     raise PatternError(
         f"No registered solver can solve {rule} ({' | '.join(said)}). "
         "Install a package that brings one, or choose a pattern that these solve."

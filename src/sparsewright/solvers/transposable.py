@@ -1,0 +1,200 @@
+"""Exact transposable N:M masks with a certificate: N of M in every row and every column of each M x M tile.
+
+Every tile is a transportation problem whose linear program has whole solutions. Dual midpoint sweeps and shortest
+augmenting paths solve it in native code (`transposable.cpp`); row and column prices prove the result. On devices
+without native code the same method runs in torch (`transposable_torch.py`). Source of the problem: Hubara et al. 2021,
+arXiv:2102.08124; TSENOR, arXiv:2505.23949, which solves it approximately.
+"""
+
+import math
+from typing import cast, final, get_args
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..core import AbstractPattern, PatternError, Transposable, require_finite
+from .base import AbstractMaskSolver, Count, Edge, MaskSolution, solvers
+from .transposable_torch import infeasible, solve_tiles_in_torch
+
+LARGEST_TILE = 64
+
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Below so many scores a second thread costs more than it saves.
+_SCORES_PER_THREAD = 1 << 17
+
+
+@final
+@solvers.register("transposable")
+class ExactTransposable(AbstractMaskSolver):
+    """The mask with the largest kept sum; ties go by one fixed rule of the solver."""
+
+    def why_not(self, pattern: AbstractPattern) -> list[str]:
+        """Transposable N:M up to M = 64."""
+        if not isinstance(pattern, Transposable):
+            return ["it solves transposable N:M such as 2:4t"]
+        return [] if pattern.m <= LARGEST_TILE else [f"it solves tiles of at most {LARGEST_TILE} rows"]
+
+    def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
+        """Without the certificate."""
+        rule = cast(Transposable, pattern)
+        return _solve(scores, (rule.m, rule.m), (rule.n, rule.n), count, "error", None, None, None, False).mask
+
+    def solve(self, scores: Tensor, pattern: AbstractPattern, count: Count = "exactly") -> Tensor:
+        """As every solver does; scores are looked at once, by the native code."""
+        self._check(scores, pattern, count)
+        if scores.dim() != 2:
+            return super().solve(scores, pattern, count)
+        pattern.require_fit((scores.shape[0], scores.shape[1]), "scores")
+        return self.choose(scores.detach(), pattern, count)
+
+    def solution(
+        self,
+        scores: Tensor,
+        pattern: AbstractPattern,
+        count: Count = "exactly",
+        *,
+        edge: Edge = "error",
+        keep: Tensor | None = None,
+        drop: Tensor | None = None,
+        start: MaskSolution | None = None,
+    ) -> MaskSolution:
+        """With the certificate; leading dimensions are solved side by side."""
+        self._check(scores, pattern, count)
+        rule = cast(Transposable, pattern)
+        if edge == "error":
+            pattern.require_fit((scores.shape[-2], scores.shape[-1]), "scores")
+        return solve_tiles(
+            scores, (rule.m, rule.m), (rule.n, rule.n), count, edge=edge, keep=keep, drop=drop, start=start
+        )
+
+
+def solve_tiles(
+    scores: Tensor,
+    tile: tuple[int, int],
+    counts: tuple[int, int],
+    count: Count = "exactly",
+    *,
+    edge: Edge = "at_most",
+    keep: Tensor | None = None,
+    drop: Tensor | None = None,
+    start: MaskSolution | None = None,
+    certificate: bool = True,
+) -> MaskSolution:
+    """The best mask with bounds on the rows and the columns of every tile, tiles being square or not.
+
+    Args:
+        scores: `(*lead, out, in)`, floating point, finite; higher means keep.
+        tile: rows and columns of a tile, 1 to 64 each; tiles are cut from the upper left corner.
+        counts: how many cells each row of a tile keeps, and each column. For `exactly` both must come to as many cells.
+        count: `exactly` so many, or `at_most` so many, of positive scores only. The two have different optima.
+        edge: see `solve_mask`.
+        keep, drop: see `solve_mask`.
+        start: an earlier solution of the same shape; its column prices are where the search begins.
+        certificate: False leaves `gap` and the prices empty and `kept` NaN, and saves their time.
+
+    Raises:
+        PatternError: counts that no tile can meet, `keep` and `drop` that no mask obeys, other shapes.
+        NumericError: a score is NaN or infinite.
+    """
+    if not isinstance(scores, Tensor) or scores.dim() < 2 or not scores.is_floating_point() or scores.numel() == 0:
+        form = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise PatternError(f"Scores are a floating-point tensor (*lead, out, in), got {form}.")
+    if count not in get_args(Count):
+        raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
+    if edge not in get_args(Edge):
+        raise PatternError(f"edge is 'error', 'at_most' or 'dense', got {edge!r}.")
+    rows, columns = tile
+    row_keep, column_keep = counts
+    if not (1 <= rows <= LARGEST_TILE and 1 <= columns <= LARGEST_TILE):
+        raise PatternError(f"Tiles have 1 to {LARGEST_TILE} rows and columns, got {rows} x {columns}.")
+    if not (0 <= row_keep <= columns and 0 <= column_keep <= rows):
+        raise PatternError(f"Rows of {rows} x {columns} tiles keep 0 to {columns}, columns 0 to {rows}, got {counts}.")
+    if count == "exactly" and rows * row_keep != columns * column_keep:
+        raise PatternError(
+            f"{rows} rows that keep {row_keep} each and {columns} columns that keep {column_keep} come to "
+            f"{rows * row_keep} and {columns * column_keep} cells. Make both alike, or ask for count='at_most'."
+        )
+    out, in_ = scores.shape[-2:]
+    if edge == "error" and (out % rows or in_ % columns):
+        raise PatternError(
+            f"Tiles of {rows} x {columns} do not cut {out} x {in_} without a rest. "
+            "Ask for edge='at_most' or edge='dense', or choose another size."
+        )
+    for name, cells in (("keep", keep), ("drop", drop)):
+        if cells is not None and (cells.dtype != torch.bool or cells.shape != scores.shape):
+            raise PatternError(
+                f"{name} is a bool tensor of the scores' shape {tuple(scores.shape)}, "
+                f"got {tuple(cells.shape)} {cells.dtype}."
+            )
+    first = None
+    if start is not None:
+        first = start.column_prices
+        wanted = (*scores.shape[:-2], -(-out // rows), -(-in_ // columns), columns)
+        if tuple(first.shape) != wanted:
+            raise PatternError(
+                f"A solution to start from has column prices {wanted}, got {tuple(first.shape)}. "
+                "Pass one of the same shape and pattern, or none."
+            )
+        if not bool(torch.isfinite(first).all()):
+            raise PatternError("A solution to start from has finite prices. Pass another one, or none.")
+    return _solve(scores.detach(), tile, counts, count, edge, keep, drop, first, certificate)
+
+
+def _solve(
+    scores: Tensor,
+    tile: tuple[int, int],
+    counts: tuple[int, int],
+    count: Count,
+    edge: Edge,
+    keep: Tensor | None,
+    drop: Tensor | None,
+    first: Tensor | None,
+    certificate: bool,
+) -> MaskSolution:
+    if scores.device.type != "cpu":
+        require_finite(scores, "scores")
+        return solve_tiles_in_torch(scores, tile, counts, count, edge, keep, drop, first)
+    if scores.dtype not in _TYPES:
+        scores = scores.float()
+    lead = scores.shape[:-2]
+    out, in_ = scores.shape[-2:]
+    matrices = scores if scores.dim() == 3 else scores.unsqueeze(0) if not lead else scores.reshape(-1, out, in_)
+    batch = matrices.shape[0]
+    mask = torch.empty((*lead, out, in_), dtype=torch.bool)
+    tiles = (-(-out // tile[0]), -(-in_ // tile[1]))
+    proofs: list[Tensor] = []
+    addresses = (0, 0, 0, 0)
+    if certificate:
+        shape = (*lead, *tiles)
+        proofs = [torch.empty((*shape, size), dtype=torch.float64) for size in tile]
+        proofs += [torch.empty(shape, dtype=torch.float64) for _ in range(2)]
+        addresses = (proofs[0].data_ptr(), proofs[1].data_ptr(), proofs[2].data_ptr(), proofs[3].data_ptr())
+    kept_cells = None if keep is None else keep.contiguous()
+    dropped_cells = None if drop is None else drop.contiguous()
+    prices = None if first is None else first.to("cpu", torch.float64).contiguous()
+    threads = max(1, min(torch.get_num_threads(), scores.numel() // _SCORES_PER_THREAD))
+    fault, _, row = _native.transposable(
+        matrices.data_ptr(),
+        _TYPES[scores.dtype],
+        (batch, out, in_),
+        (matrices.stride(0), matrices.stride(1), matrices.stride(2)),
+        tile,
+        counts,
+        count == "at_most",
+        edge == "dense",
+        0 if kept_cells is None else kept_cells.data_ptr(),
+        0 if dropped_cells is None else dropped_cells.data_ptr(),
+        mask.data_ptr(),
+        addresses,
+        0 if prices is None else prices.data_ptr(),
+        threads,
+    )
+    if fault >= 0:
+        require_finite(scores, "scores")
+        raise infeasible(fault, row, lead, tiles)
+    if not certificate:
+        none = torch.empty(0, dtype=torch.float64)
+        return MaskSolution(mask, math.nan, none, none, none)
+    # Not torch's sum, which depends on the number of threads.
+    return MaskSolution(mask, float(proofs[3].numpy().sum()), proofs[2], proofs[0], proofs[1])
