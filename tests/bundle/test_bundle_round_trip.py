@@ -54,7 +54,11 @@ def test_a_packed_weight_comes_back_bit_equal(tmp_path: Path, pattern: str, valu
     assert torch.equal(again[2].weight, model[2].weight)
 
 
-@pytest.mark.parametrize("pattern", ["dense", "2:4x4", "1:4x16", "4x1@25%", "16x1@50%", "4x1@2%"])
+INT8 = dict.fromkeys(("dense", "2:4x4", "1:4x16", "4x1@25%", "16x1@50%", "4x1@2%"), "int8")
+INT8 |= dict.fromkeys(("2:4", "50%", "3:6:4"), "int8_weights")
+
+
+@pytest.mark.parametrize("pattern", INT8)
 def test_an_int8_weight_comes_back_bit_equal_whatever_floats_are_stored_as(tmp_path: Path, pattern: str) -> None:
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Linear(48, 100), nn.ReLU(), nn.Linear(100, 10))
@@ -74,7 +78,7 @@ def test_an_int8_weight_comes_back_bit_equal_whatever_floats_are_stored_as(tmp_p
         again = load(path, build()).eval()
         after = again[0].weight
         assert isinstance(after, SparseTensor)
-        assert (after.packed.layout, after.packed.value_dtype) == ("int8", torch.int8)
+        assert (after.packed.layout, after.packed.value_dtype) == (INT8[pattern], torch.int8)
         for name, tensor in model[0].weight.packed.tensors.items():
             assert torch.equal(after.packed.tensors[name], tensor), name
         x = torch.randn(5, 48)
@@ -97,8 +101,8 @@ def test_a_masked_model_is_saved_with_the_value_types_of_its_plan(tmp_path: Path
     save(model, tmp_path / "m.safetensors", plan=plan)
     again = load(tmp_path / "m.safetensors", TwoLayers())
     assert again.first.weight.packed.value_dtype == torch.int8
-    # No int8 kernel takes a pattern whose rows choose alone: its values stay floats.
-    assert not isinstance(again.second.weight, SparseTensor) or again.second.weight.packed.value_dtype == torch.float32
+    assert (again.first.weight.packed.layout, again.second.weight.packed.layout) == ("int8", "int8_weights")
+    assert again.second.weight.packed.value_dtype == torch.int8
 
 
 def regular_mask(pattern: str) -> torch.Tensor:

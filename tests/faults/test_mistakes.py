@@ -125,7 +125,6 @@ def test_a_broken_profile_and_broken_results_are_one_sentence(refused: Refused, 
     ("arguments", "words"),
     [
         (("profile", "--values", "fp99", "--shapes", "64x64"), "no 'fp99' values"),
-        (("profile", "--values", "int8", "--patterns", "2:4", "--shapes", "64x64"), "No kernel runs 2:4 with int8"),
         (("profile", "--patterns", "2:4", "--shapes", "7x13"), "2:4 cannot be measured at 7x13"),
         (("doctor", "python:broken:build"), "raised ValueError: no such luck. Repair the factory"),
         (("sparsify", "python:small_model:build", "--plan", "0:4"), "Write for instance 2:4"),

@@ -101,11 +101,41 @@ def test_layers_can_become_int8_sparse_and_dense_ones_alike(model):
     assert (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_a_pattern_without_an_int8_kernel_stays_masked_and_says_why(model):
-    sparsify_(model, {"0": "2:4"}, method="magnitude")
-    (row,) = pack_(model, force=True, value_dtype="int8")
+@pytest.mark.parametrize("pattern", ["2:4", "50%", "3:6:4"])
+def test_rows_that_choose_alone_become_int8_weights_under_exact_inputs(model, pattern):
+    sparsify_(model, {"0": pattern}, method="magnitude")
+    weight = model[0].weight.detach().clone()
+    plan = Plan({"0": LayerPlan(parse_pattern(pattern), value_dtype="int8")})
+    (row,) = pack_(model, Board({}), plan=plan)
+    assert (row.packed, row.layout, row.value_dtype, row.ratio) == (True, "int8_weights", "int8", 0.5)
+    rounded = model[0].weight.dense()
+    assert (rounded - weight).abs().max() <= weight.abs().max() / 254 + 1e-6
+    x = torch.randn(5, 32)
+    expected = nn.functional.linear(x, rounded, model[0].bias)
+    torch.testing.assert_close(model[0](x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plan_may_name_the_layout_of_int8_weights(model):
+    sparsify_(model, {"0": "2:4x4"}, method="magnitude")
+    plan = Plan({"0": LayerPlan(parse_pattern("2:4x4"), layout="int8_weights")})
+    (row,) = pack_(copy.deepcopy(model), plan=plan, force=True)
+    assert (row.layout, row.value_dtype) == ("int8_weights", "int8")
+    # Another machine's profile tells of the layout `int8` only, so that its ratio would be a guess.
+    (row,) = pack_(copy.deepcopy(model), Board({}), plan=plan)
     assert not row.packed
-    assert "int8" in row.reason
+    assert "the plan asks for 'int8_weights'" in row.reason
+
+
+def test_a_named_layout_is_judged_by_its_own_time(model, monkeypatch):
+    sparsify_(model, {"0": "2:4x4"}, method="magnitude")
+    asked = []
+    ratio = lambda self, *choice: asked.append(choice) or 0.25  # noqa: E731
+    monkeypatch.setattr(ThisTarget, "layout_ratio", ratio)
+    monkeypatch.setattr(ThisTarget, "prepare", lambda self, *wanted: None)
+    plan = Plan({"0": LayerPlan(parse_pattern("2:4x4"), layout="int8_weights")})
+    (row,) = pack_(model, plan=plan, tokens=3)
+    assert (row.packed, row.ratio) == (True, 0.25)
+    assert asked == [((64, 32), parse_pattern("2:4x4"), 3, "int8", "int8_weights")]
 
 
 def test_a_plan_for_layers_that_are_not_there_and_unknown_values_are_refused(model):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import NM, AbstractPattern, BundleError, LayerPlan, Plan, require_finite
-from ..layouts import PackedWeight, float_layout, infer_pattern, layouts, pack
+from ..layouts import PackedWeight, choose_layout, float_layout, infer_pattern, layouts, pack
 from ..models import MASK, LayerRef
 from ..models import layers as find_layers
 from ..nn import SparseTensor
@@ -139,10 +139,11 @@ def _of_masked(ref: LayerRef, planned: LayerPlan | None) -> SparseLayer:
         pattern = read_pattern(mask)
     dtype = VALUE_TYPES[planned.value_dtype] if planned is not None else None
     # What cannot run packed comes back with its mask, so it is kept in the form that remembers the mask itself.
-    wanted = "int8" if dtype == torch.int8 else float_layout(pattern, ref.shape)
+    rounds = dtype == torch.int8
+    wanted = choose_layout(pattern, ref.shape, torch.int8) if rounds else float_layout(pattern, ref.shape)
     kind = planned.value_dtype if planned is not None else "fp32"
     runs = ref.runs_packed and kind in ref.view.value_types and not layouts.get(wanted).why_not(pattern, ref.shape)
-    if not runs and dtype == torch.int8:
+    if not runs and rounds:
         dtype = None
     packed = pack(weight, mask, wanted if runs else "bitmask", pattern, dtype)
     parameter = ref.module.weight

@@ -25,7 +25,7 @@ def pack(
         weight: `(out, in)`, floating point, finite.
         mask: `(out, in)` bool, True = keep.
         layout: a registered layout, or `auto`: `nmg` for n:m:g, else `vector` where it fits, else `masked`;
-            `int8` for int8 values.
+            for int8 values `int8` where rows share their choice, else `int8_weights`.
         pattern: the rule that the mask obeys; None reads it off the mask (`infer_pattern`).
         value_dtype: float32, float16, bfloat16 or int8 (one scale per row); None keeps the weight's (float64 becomes
             float32), or int8 for the layout `int8`.
@@ -50,7 +50,7 @@ def pack(
         # int8 values have float32 scales.
         held = torch.float32 if dtype == torch.int8 else dtype
         require_finite(torch.where(mask, weight, 0).to(held), f"weight to pack, cast to {held},")
-    name = _choose(rule, shape, dtype) if layout == "auto" else layout
+    name = choose_layout(rule, shape, dtype) if layout == "auto" else layout
     chosen = layouts.get(name)
     reasons = chosen.why_not(rule, shape)
     if dtype not in chosen.value_dtypes:
@@ -114,7 +114,17 @@ def _value_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def _choose(pattern: AbstractPattern, shape: tuple[int, int], dtype: torch.dtype) -> str:
+def choose_layout(pattern: AbstractPattern, shape: tuple[int, int], dtype: torch.dtype) -> str:
+    """The layout that `auto` means.
+
+    Args:
+        pattern: the rule of the mask.
+        shape: `(out, in)`.
+        dtype: of the kept values.
+
+    Raises:
+        LayoutError: none stores such a weight, with each one's reasons.
+    """
     able = [name for name in AUTO_ORDER if name in layouts.names() and dtype in layouts.get(name).value_dtypes]
     reasons = {name: layouts.get(name).why_not(pattern, shape) for name in able}
     for name, against in reasons.items():
