@@ -1,6 +1,7 @@
 """`pack_` changes what wins and nothing else, and says why the rest stays."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -145,6 +146,36 @@ def test_a_plan_for_layers_that_are_not_there_and_unknown_values_are_refused(mod
         pack_(model, plan=plan, force=True)
     with pytest.raises(PlanError, match="no 'int4' values"):
         pack_(model, force=True, value_dtype="int4")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:8x4", "3:6:4", "4x1@50%", "8x4@25%", "30%"])
+def test_the_pattern_that_a_layer_was_sparsified_with_is_packed_without_a_plan(model, pattern):
+    names = list(model.state_dict())
+    sparsify_(model, {"0": pattern}, method="magnitude")
+    assert set(model.state_dict()) - set(names) == {"0.weight_mask"}
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        (row,) = pack_(copied, Board({}))
+        assert (row.packed, row.pattern) == (True, pattern)
+        assert not hasattr(copied[0], "weight_pattern")
+
+
+def test_a_pattern_that_the_mask_left_is_read_off_the_mask_again(model):
+    other = masked(copy.deepcopy(model), {"0": "2:4"})
+    sparsify_(model, {"0": "1:4x4"}, method="magnitude")
+    model[0].weight_mask.copy_(other[0].weight_mask)
+    with torch.no_grad():
+        model[0].weight.mul_(other[0].weight_mask)
+    (row,) = pack_(model, force=True)
+    assert row.pattern == "2:4"
+
+
+def test_a_state_dict_in_a_fresh_model_packs_by_what_its_masks_tell(model):
+    fresh = nn.Sequential(nn.Linear(240, 48))
+    saved = masked(copy.deepcopy(fresh), "3:6:4").state_dict()
+    fresh[0].register_buffer("weight_mask", torch.ones(48, 240, dtype=torch.bool))
+    fresh.load_state_dict(saved)
+    (row,) = pack_(fresh, force=True)
+    assert (row.pattern, row.layout) == ("3:6:4", "nmg")
 
 
 def test_a_dense_model_has_nothing_to_pack(model):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import layouts
 from ..core import (
-    AbstractPattern,
     Dense,
     KernelError,
     LayerPlan,
@@ -21,15 +20,13 @@ from ..core import (
     ValueType,
     suggest,
 )
-from ..models import LayerRef, layers
+from ..models import LayerRef, drop_mask, layers
 from ..nn import SparseTensor, as_parameter
 from .calibrate import apply_calibration_once
 from .convolution_time import ConvolutionTimer
 from .operands import TORCH_DTYPES
 from .target import AbstractTarget, load_target
 from .this import ThisTarget
-
-_MASK = "weight_mask"
 
 
 @final
@@ -78,8 +75,9 @@ def pack_(
         tokens: rows of input that the layers will see, of a convolution its output pixels; several are averaged. A
             convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
             there is a `batch`.
-        plan: pattern, layout and value type of each layer; without it the pattern is read off the mask. A layout that
-            holds values of one type decides the type.
+        plan: pattern, layout and value type of each layer; without it the pattern is the one that `sparsify_`
+            remembered beside the mask, while the mask obeys it, else it is read off the mask (`layouts.infer_pattern`).
+            A layout that holds values of one type decides the type.
         value_dtype: of all layers, over the plan's. `int8` rounds inputs too where rows share their choice (layout
             `int8`); where each row chooses alone, inputs stay float32 (layout `int8_weights`).
         force: pack without asking the target (for size, or because the target is known).
@@ -111,7 +109,7 @@ def pack_(
         mask = ref.get_mask() if ref.shape != (0, 0) else None
         if mask is not None and holders[id(ref.module._parameters.get("weight"))] == 1:
             # A weight that several layers hold may be masked by each in its own way.
-            _require_zeros(ref, mask)
+            ref.require_zeros()
         if mask is not None or (layer is not None and layer.is_dense and layer.value_dtype == "int8"):
             work.append((ref, mask, _with_pattern(ref, mask, layer, value_dtype)))
     if not work:
@@ -135,15 +133,6 @@ def pack_(
     return [row for row, _ in made]
 
 
-def _require_zeros(ref: LayerRef, mask: Tensor) -> None:
-    filled = int((ref.get_weight().ne(0) & ~mask).sum())
-    if filled:
-        raise ModelError(
-            f"{filled:,} dropped weights of {ref.name} are not zero any more, so packing would change its answers. "
-            "Train with keep_masks_, or call sparsify_ again."
-        )
-
-
 def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
@@ -154,8 +143,7 @@ def _with_pattern(
     ref: LayerRef, mask: Tensor | None, layer: LayerPlan | None, value_dtype: ValueType | None
 ) -> LayerPlan:
     if layer is None:
-        pattern: AbstractPattern = layouts.infer_pattern(mask) if mask is not None else Dense()
-        layer = LayerPlan(pattern)
+        layer = LayerPlan(ref.get_pattern() or Dense())
     elif mask is not None:
         broken = layer.pattern.check_mask(mask)
         if broken:
@@ -250,4 +238,4 @@ def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> 
 def _install(ref: LayerRef, replacement: Replacement) -> None:
     if replacement is not None:
         ref.module._parameters["weight"] = replacement  # type: ignore[assignment]
-        ref.module._buffers.pop(_MASK, None)
+        drop_mask(ref.module)

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from ..core import AbstractPattern, Block, Dense, LayoutError, Unstructured, parse_pattern, require_finite
+from ..core import AbstractPattern, LayoutError, parse_pattern, require_finite
 from .base import VALUE_DTYPES, PackedWeight, layouts
+from .inference import infer_pattern
 
 # What `auto` tries, best first; of floating values the last one takes every weight.
 AUTO_ORDER = ("nmg", "vector", "int8", "int8_weights", "masked")
-# Row groups that kernels know; `infer_pattern` looks for the widest one that the mask obeys.
-SHARING_GROUPS = (16, 8, 4, 2)
 
 
 def pack(
@@ -60,28 +59,6 @@ def pack(
             f"The layout {name!r} cannot store {rule} of shape {shape}: {'; '.join(reasons)}. Use layout='auto'."
         )
     return chosen.pack(weight, mask, rule, dtype)
-
-
-def infer_pattern(mask: Tensor) -> AbstractPattern:
-    """The tightest pattern of the forms `GxI@d%`, `d%` and `dense` that a mask obeys.
-
-    The widest row group of 16, 8, 4, 2 whose rows all share one choice wins (`Gx1@d%` with the density of its fullest
-    group); without any it is unstructured.
-
-    Args:
-        mask: `(out, in)` bool.
-    """
-    out, in_ = mask.shape
-    if bool(mask.all()):
-        return Dense()
-    for group in SHARING_GROUPS:
-        if group > out:
-            continue
-        leaders = torch.arange(out, device=mask.device) // group * group
-        fullest = int(mask[::group].sum(1).max())
-        if 0 < fullest < in_ and torch.equal(mask, mask[leaders]):
-            return Block(group, 1, fullest / in_)
-    return Unstructured(max(1, int(mask.sum())) / mask.numel()) if mask.numel() > 1 else Dense()
 
 
 def float_layout(pattern: AbstractPattern, shape: tuple[int, int]) -> str:
