@@ -130,6 +130,7 @@ def test_a_broken_profile_and_broken_results_are_one_sentence(refused: Refused, 
         (("sparsify", "python:small_model:build", "--plan", "0:4"), "Write for instance 2:4"),
         (("sparsify", "python:small_model:build", "--plan", "2:4", "--out", "."), "Check the path"),
         (("bench", "nowhere.safetensors"), "looks like a file"),
+        (("bench", "python:small_model:build", "--threads", "0"), "at least one thread, got 0"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(refused: Refused, seed: Path, arguments: tuple[str, ...], words: str) -> None:
