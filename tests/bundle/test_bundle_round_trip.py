@@ -12,9 +12,10 @@ from safetensors import safe_open
 from torch import nn
 
 from sparsewright.bundle import BundleReader, inspect, load, save, verify
-from sparsewright.core import BundleError, LayerPlan, NumericError, Plan, SparsewrightError, parse_pattern
-from sparsewright.hardware import dynamic_int8
+from sparsewright.core import BundleError, LayerPlan, ModelError, NumericError, Plan, SparsewrightError, parse_pattern
+from sparsewright.hardware import dynamic_int8, pack_
 from sparsewright.layouts import pack
+from sparsewright.models import layers, sparsify_
 from sparsewright.nn import SparseTensor, as_parameter, masks
 from sparsewright.solvers import solve_mask
 
@@ -54,7 +55,11 @@ def test_a_packed_weight_comes_back_bit_equal(tmp_path: Path, pattern: str, valu
     assert torch.equal(again[2].weight, model[2].weight)
 
 
-@pytest.mark.parametrize("pattern", ["dense", "2:4x4", "1:4x16", "4x1@25%", "16x1@50%", "4x1@2%"])
+INT8 = dict.fromkeys(("dense", "2:4x4", "1:4x16", "4x1@25%", "16x1@50%", "4x1@2%"), "int8")
+INT8 |= dict.fromkeys(("2:4", "50%", "3:6:4"), "int8_weights")
+
+
+@pytest.mark.parametrize("pattern", INT8)
 def test_an_int8_weight_comes_back_bit_equal_whatever_floats_are_stored_as(tmp_path: Path, pattern: str) -> None:
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Linear(48, 100), nn.ReLU(), nn.Linear(100, 10))
@@ -74,7 +79,7 @@ def test_an_int8_weight_comes_back_bit_equal_whatever_floats_are_stored_as(tmp_p
         again = load(path, build()).eval()
         after = again[0].weight
         assert isinstance(after, SparseTensor)
-        assert (after.packed.layout, after.packed.value_dtype) == ("int8", torch.int8)
+        assert (after.packed.layout, after.packed.value_dtype) == (INT8[pattern], torch.int8)
         for name, tensor in model[0].weight.packed.tensors.items():
             assert torch.equal(after.packed.tensors[name], tensor), name
         x = torch.randn(5, 48)
@@ -97,8 +102,8 @@ def test_a_masked_model_is_saved_with_the_value_types_of_its_plan(tmp_path: Path
     save(model, tmp_path / "m.safetensors", plan=plan)
     again = load(tmp_path / "m.safetensors", TwoLayers())
     assert again.first.weight.packed.value_dtype == torch.int8
-    # No int8 kernel takes a pattern whose rows choose alone: its values stay floats.
-    assert not isinstance(again.second.weight, SparseTensor) or again.second.weight.packed.value_dtype == torch.float32
+    assert (again.first.weight.packed.layout, again.second.weight.packed.layout) == ("int8", "int8_weights")
+    assert again.second.weight.packed.value_dtype == torch.int8
 
 
 def regular_mask(pattern: str) -> torch.Tensor:
@@ -138,6 +143,80 @@ def test_a_masked_layer_is_packed_by_the_pattern_read_off_its_mask(tmp_path: Pat
         mask_layer(model.first, pattern)
         save(model, tmp_path / "m.safetensors")
         assert {row.name: row.pattern for row in inspect(tmp_path / "m.safetensors").rows}["first"] == pattern
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:4x4", "1:8x4", "3:6:4", "50%", "4x1@25%", "8x4@50%"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_masked_model_comes_back_masked_when_asked_to_the_last_bit(
+    tmp_path: Path, pattern: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)).to(dtype)
+    sparsify_(model, {"0": pattern})
+    with torch.no_grad():
+        # Zeros that are kept stay kept, whatever their sign.
+        model[0].weight[model[0].weight_mask.nonzero()[0].tolist()] = 0.0
+        model[0].weight[model[0].weight_mask.nonzero()[1].tolist()] = -0.0
+    model[0].weight.requires_grad_(True)
+    save(model, tmp_path / "m.safetensors")
+    goal = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10))
+    again = load(tmp_path / "m.safetensors", goal, masked=True)
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert again[0].weight.dtype == dtype
+    assert again[0].weight.requires_grad
+    assert str(layers(again)[0].get_pattern()) == pattern
+    again(torch.randn(2, 64, dtype=dtype)).sum().backward()
+    assert again[0].weight.grad is not None
+
+
+def test_a_masked_layer_whose_dropped_weights_were_filled_is_not_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 96))
+    sparsify_(model, "2:4")
+    with torch.no_grad():
+        model[0].weight += 1
+    with pytest.raises(ModelError, match=r"3,072 dropped weights of 0 are not zero any more.*keep_masks_"):
+        save(model, tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_masked_layers_come_back_where_packed_ones_were(tmp_path: Path) -> None:
+    def build() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(32, 16), nn.Linear(16, 16))
+
+    model = build()
+    sparsify_(model, {"0": "4x1@50%", "2": "2:4x4"})
+    plan = Plan({"3": LayerPlan(parse_pattern("dense"), value_dtype="int8")})
+    expected = {name: mask.clone() for name, mask in masks(model).items()}
+    pack_(model, plan=plan, force=True)
+    save(model, tmp_path / "m.safetensors")
+    # Also into a model that holds packed weights already: dense ones take their place and learn.
+    for goal in (build(), load(tmp_path / "m.safetensors", build())):
+        again = load(tmp_path / "m.safetensors", goal, masked=True)
+        assert not any(isinstance(parameter, SparseTensor) for parameter in again.parameters())
+        assert all(parameter.requires_grad for parameter in again.parameters())
+        # Of the dense int8 layer nothing was removed, so that it has no mask.
+        found = {name: module.weight_mask for name, module in again.named_modules() if hasattr(module, "weight_mask")}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        for name in ("0", "2", "3"):
+            assert torch.equal(again.get_submodule(name).weight, model.get_submodule(name).weight.dense())
+
+
+def test_a_mask_that_keeps_less_than_its_pattern_allows_comes_back_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(64, 96))
+    for pattern in ("2:4", "2:4x4", "4x1@50%", "3:6:4"):
+        sparsify_(model, {"0": pattern})
+        mask = model[0].weight_mask
+        mask &= torch.rand(mask.shape) < 0.9
+        with torch.no_grad():
+            model[0].weight.mul_(mask)
+        for plan in (None, Plan.uniform(["0"], pattern)):
+            save(model, tmp_path / "m.safetensors", plan=plan)
+            again = load(tmp_path / "m.safetensors", nn.Sequential(nn.Linear(64, 96)), masked=True)
+            assert torch.equal(again[0].weight_mask, mask)
+            assert torch.equal(again[0].weight, model[0].weight)
 
 
 def test_a_plan_decides_pattern_and_value_dtype_of_masked_layers(tmp_path: Path, make_model: Make) -> None:

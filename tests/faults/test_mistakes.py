@@ -125,12 +125,12 @@ def test_a_broken_profile_and_broken_results_are_one_sentence(refused: Refused, 
     ("arguments", "words"),
     [
         (("profile", "--values", "fp99", "--shapes", "64x64"), "no 'fp99' values"),
-        (("profile", "--values", "int8", "--patterns", "2:4", "--shapes", "64x64"), "No kernel runs 2:4 with int8"),
         (("profile", "--patterns", "2:4", "--shapes", "7x13"), "2:4 cannot be measured at 7x13"),
         (("doctor", "python:broken:build"), "raised ValueError: no such luck. Repair the factory"),
         (("sparsify", "python:small_model:build", "--plan", "0:4"), "Write for instance 2:4"),
         (("sparsify", "python:small_model:build", "--plan", "2:4", "--out", "."), "Check the path"),
         (("bench", "nowhere.safetensors"), "looks like a file"),
+        (("bench", "python:small_model:build", "--threads", "0"), "at least one thread, got 0"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(refused: Refused, seed: Path, arguments: tuple[str, ...], words: str) -> None:

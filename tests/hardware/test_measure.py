@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsewright.core import ModelError
+from sparsewright.core import ModelError, ProfileError
 from sparsewright.hardware import (
     PackageCounters,
     build_rivals,
@@ -137,3 +137,32 @@ def test_random_batches_follow_the_models_configuration():
     assert plain.shape == (3, 7)
     with pytest.raises(ModelError, match="Pass batch="):
         random_batch(nn.ReLU(), 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"seconds": -1}, "Timing takes a number of seconds, 0 (the least rounds) or more, got -1."),
+        ({"seconds": float("nan")}, "Timing takes a number of seconds, 0 (the least rounds) or more, got nan."),
+        ({"seconds": "a"}, "Timing takes a number of seconds, 0 (the least rounds) or more, got 'a'."),
+        ({"rounds": 5}, "Rounds are the least and the most samples, two whole numbers from 1, got 5."),
+        ({"rounds": (0, 1)}, "Rounds are the least and the most samples, two whole numbers from 1, got (0, 1)."),
+        ({"rounds": (3, 1)}, "Rounds are the least and the most samples, so the second is no smaller, got (3, 1)."),
+        ({"threads": 0}, "Timing needs at least one thread, got 0."),
+        ({"threads": 1.5}, "Timing needs at least one thread, got 1.5."),
+        ({"energy_seconds": -2}, "A window for a power meter takes seconds, 0 (none) or more, got -2."),
+    ],
+)
+def test_what_is_no_time_is_refused_before_anything_runs(wrong, sentence):
+    class Untouched(nn.Module):
+        def forward(self, x):
+            raise AssertionError("it ran")
+
+    with pytest.raises(ProfileError) as said:
+        measure(Untouched(), BATCH, "all", **wrong)
+    assert str(said.value) == sentence
+
+
+def test_only_modules_are_measured():
+    with pytest.raises(ModelError, match=r"A model is a torch\.nn\.Module, got str"):
+        measure("model", BATCH)

@@ -1,6 +1,7 @@
 """`pack_` changes what wins and nothing else, and says why the rest stays."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -101,11 +102,41 @@ def test_layers_can_become_int8_sparse_and_dense_ones_alike(model):
     assert (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_a_pattern_without_an_int8_kernel_stays_masked_and_says_why(model):
-    sparsify_(model, {"0": "2:4"}, method="magnitude")
-    (row,) = pack_(model, force=True, value_dtype="int8")
+@pytest.mark.parametrize("pattern", ["2:4", "50%", "3:6:4"])
+def test_rows_that_choose_alone_become_int8_weights_under_exact_inputs(model, pattern):
+    sparsify_(model, {"0": pattern}, method="magnitude")
+    weight = model[0].weight.detach().clone()
+    plan = Plan({"0": LayerPlan(parse_pattern(pattern), value_dtype="int8")})
+    (row,) = pack_(model, Board({}), plan=plan)
+    assert (row.packed, row.layout, row.value_dtype, row.ratio) == (True, "int8_weights", "int8", 0.5)
+    rounded = model[0].weight.dense()
+    assert (rounded - weight).abs().max() <= weight.abs().max() / 254 + 1e-6
+    x = torch.randn(5, 32)
+    expected = nn.functional.linear(x, rounded, model[0].bias)
+    torch.testing.assert_close(model[0](x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plan_may_name_the_layout_of_int8_weights(model):
+    sparsify_(model, {"0": "2:4x4"}, method="magnitude")
+    plan = Plan({"0": LayerPlan(parse_pattern("2:4x4"), layout="int8_weights")})
+    (row,) = pack_(copy.deepcopy(model), plan=plan, force=True)
+    assert (row.layout, row.value_dtype) == ("int8_weights", "int8")
+    # Another machine's profile tells of the layout `int8` only, so that its ratio would be a guess.
+    (row,) = pack_(copy.deepcopy(model), Board({}), plan=plan)
     assert not row.packed
-    assert "int8" in row.reason
+    assert "the plan asks for 'int8_weights'" in row.reason
+
+
+def test_a_named_layout_is_judged_by_its_own_time(model, monkeypatch):
+    sparsify_(model, {"0": "2:4x4"}, method="magnitude")
+    asked = []
+    ratio = lambda self, *choice: asked.append(choice) or 0.25  # noqa: E731
+    monkeypatch.setattr(ThisTarget, "layout_ratio", ratio)
+    monkeypatch.setattr(ThisTarget, "prepare", lambda self, *wanted: None)
+    plan = Plan({"0": LayerPlan(parse_pattern("2:4x4"), layout="int8_weights")})
+    (row,) = pack_(model, plan=plan, tokens=3)
+    assert (row.packed, row.ratio) == (True, 0.25)
+    assert asked == [((64, 32), parse_pattern("2:4x4"), 3, "int8", "int8_weights")]
 
 
 def test_a_plan_for_layers_that_are_not_there_and_unknown_values_are_refused(model):
@@ -115,6 +146,36 @@ def test_a_plan_for_layers_that_are_not_there_and_unknown_values_are_refused(mod
         pack_(model, plan=plan, force=True)
     with pytest.raises(PlanError, match="no 'int4' values"):
         pack_(model, force=True, value_dtype="int4")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:8x4", "3:6:4", "4x1@50%", "8x4@25%", "30%"])
+def test_the_pattern_that_a_layer_was_sparsified_with_is_packed_without_a_plan(model, pattern):
+    names = list(model.state_dict())
+    sparsify_(model, {"0": pattern}, method="magnitude")
+    assert set(model.state_dict()) - set(names) == {"0.weight_mask"}
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        (row,) = pack_(copied, Board({}))
+        assert (row.packed, row.pattern) == (True, pattern)
+        assert not hasattr(copied[0], "weight_pattern")
+
+
+def test_a_pattern_that_the_mask_left_is_read_off_the_mask_again(model):
+    other = masked(copy.deepcopy(model), {"0": "2:4"})
+    sparsify_(model, {"0": "1:4x4"}, method="magnitude")
+    model[0].weight_mask.copy_(other[0].weight_mask)
+    with torch.no_grad():
+        model[0].weight.mul_(other[0].weight_mask)
+    (row,) = pack_(model, force=True)
+    assert row.pattern == "2:4"
+
+
+def test_a_state_dict_in_a_fresh_model_packs_by_what_its_masks_tell(model):
+    fresh = nn.Sequential(nn.Linear(240, 48))
+    saved = masked(copy.deepcopy(fresh), "3:6:4").state_dict()
+    fresh[0].register_buffer("weight_mask", torch.ones(48, 240, dtype=torch.bool))
+    fresh.load_state_dict(saved)
+    (row,) = pack_(fresh, force=True)
+    assert (row.pattern, row.layout) == ("3:6:4", "nmg")
 
 
 def test_a_dense_model_has_nothing_to_pack(model):

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from sparsewright.core import NM, Block, Dense, ProfileError, SparsewrightError
-from sparsewright.hardware import CostStore, Profile, ThisTarget, load_target, profile, targets, this_machine
+from sparsewright.core import NM, Block, Dense, LayoutError, ProfileError, SparsewrightError, parse_pattern
+from sparsewright.hardware import CostStore, Profile, ThisTarget, load_target, operands, profile, targets, this_machine
 from sparsewright.hardware import this as this_module
+from sparsewright.nn import SparseTensor
 from sparsewright.testing.targets import TargetContract
 
 SHAPE = (32, 64)
@@ -55,7 +56,7 @@ def test_all_choices_of_a_shape_and_token_count_are_timed_side_by_side(measured)
 def test_value_types_have_costs_of_their_own(measured):
     target = ThisTarget()
     target.prepare([SHAPE], [NM(2, 4)], [8], ["fp32", "fp16", "int8"])
-    for pattern, value_dtype in ((NM(2, 4), "fp32"), (NM(2, 4), "fp16"), (Dense(), "int8")):
+    for pattern, value_dtype in ((NM(2, 4), "fp32"), (NM(2, 4), "fp16"), (NM(2, 4), "int8"), (Dense(), "int8")):
         assert target.layer_cost(SHAPE, pattern, 8, value_dtype).source == "measured"
     assert len(measured) == 1
 
@@ -64,6 +65,24 @@ def test_thread_counts_are_kept_apart(measured):
     ThisTarget(threads=1).layer_cost(SHAPE, NM(2, 4), 8)
     ThisTarget(threads=2).layer_cost(SHAPE, NM(2, 4), 8)
     assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layout"),
+    [("2:4", "int8_weights"), ("50%", "int8_weights"), ("2:4x4", "int8"), ("3:6:4", "int8_weights")],
+)
+def test_int8_values_are_timed_in_the_layout_that_packing_gives_them(measured, monkeypatch, pattern, layout):
+    seen = []
+    monkeypatch.setattr(operands, "SparseTensor", lambda packed: seen.append(packed) or SparseTensor(packed))
+    ThisTarget().layer_cost(SHAPE, parse_pattern(pattern), 8, "int8")
+    assert {packed.layout for packed in seen if str(packed.pattern) == pattern} == {layout}
+
+
+def test_a_named_layout_is_timed_as_itself():
+    ratio = ThisTarget().layout_ratio((64, 96), parse_pattern("2:4x4"), 2, "int8", "int8_weights")
+    assert 0 < ratio < 1000
+    with pytest.raises(LayoutError, match="cannot store 2:4"):
+        ThisTarget().layout_ratio((64, 96), parse_pattern("2:4"), 2, "int8", "int8")
 
 
 @pytest.mark.parametrize("change", [{"cpu": "another"}, {"torch": "99.0"}, {"kernels": "changed"}])

@@ -120,7 +120,7 @@ def test_auto_takes_the_layout_of_the_pattern() -> None:
     weight = torch.randn(12, 80)
     mask = solve_mask(weight.abs(), "3:6:4")
     assert pack(weight, mask, pattern="3:6:4").layout == "nmg"
-    assert pack(weight, mask).layout == "vector"
+    assert pack(weight, mask).layout == "nmg"
     assert float_layout(parse_pattern("3:6:4"), (12, 80)) == "nmg"
     # A chunk much longer than the weight would be mostly empty slots.
     assert float_layout(parse_pattern("3:6:4"), (12, 4)) == "vector"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsewright.core import Block, Dense, LayoutError, NumericError, Unstructured
+from sparsewright.core import Dense, LayoutError, NumericError, Unstructured
 from sparsewright.layouts import PackedWeight, infer_pattern, layouts, pack, storage_bytes
 from sparsewright.layouts.storage import pack_bits, unpack_bits
 from sparsewright.solvers import solve_mask
@@ -23,13 +23,35 @@ def test_packing_needs_no_pattern(layout: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "inferred"),
-    [("2:4", "50%"), ("2:4x4", "4x1@50%"), ("1:4x16", "16x1@25%"), ("50%", "50%"), ("8x1@25%", "8x1@25%")]
-    + [("2:4x3", "50%"), ("2:4x32", "16x1@50%"), ("4x4@25%", "4x1@25%")],
+    [
+        ("2:4", "2:4"),
+        ("2:4x4", "2:4x4"),
+        ("1:8x4", "1:8x4"),
+        ("1:4x16", "1:4x16"),
+        ("3:16x2", "3:16x2"),
+        ("5:32", "5:32"),
+    ]
+    + [("50%", "50%"), ("8x1@25%", "8x1@25%"), ("2:4x3", "2:4"), ("2:4x32", "2:4x16"), ("4x4@25%", "4x1@25%")]
+    # 1:4:1 keeps 1 of 4 both ways; no whole chunk of 4:8:4 fits.
+    + [("3:6:2", "3:6:2"), ("2:4:8", "2:4:8"), ("1:10:4", "1:10:4"), ("1:4:1", "1:4"), ("4:8:4", "50%")],
 )
-def test_the_widest_sharing_group_is_read_off_the_mask(text: str, inferred: str) -> None:
+def test_the_tightest_pattern_is_read_off_the_mask(text: str, inferred: str) -> None:
     torch.manual_seed(0)
     mask = solve_mask(torch.rand(96, 64), text)
     assert str(infer_pattern(mask)) == inferred
+
+
+def test_a_short_last_block_and_chunk_do_not_hide_an_n_m_g() -> None:
+    torch.manual_seed(0)
+    assert str(infer_pattern(solve_mask(torch.rand(50, 100), "3:6:4"))) == "3:6:4"
+
+
+def test_one_weight_more_or_less_makes_a_mask_unstructured() -> None:
+    torch.manual_seed(0)
+    for text in ("2:4", "3:6:2"):
+        mask = solve_mask(torch.rand(96, 64), text)
+        mask[50, 33] = ~mask[50, 33]
+        assert isinstance(infer_pattern(mask), Unstructured)
 
 
 @given(
@@ -46,7 +68,6 @@ def test_every_mask_obeys_what_is_read_off_it(out: int, in_: int, tenths: int, g
     pattern = infer_pattern(mask)
     assert pattern.fits((out, in_))
     assert pattern.check_mask(mask) == []
-    assert isinstance(pattern, Dense | Block | Unstructured)
     assert isinstance(pattern, Dense) == bool(mask.all() or mask.numel() == 1)
 
 

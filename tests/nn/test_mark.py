@@ -359,3 +359,33 @@ def test_a_packed_layer_trains_what_its_operator_gives_a_gradient_of() -> None:
     assert layer.packed_values.grad.shape == (4, 8)
     with pytest.raises(KernelError, match="values can be trained, got index"):
         PackedLinear(packed, trainable=["index"])
+
+
+# What cannot be marked.
+
+
+@pytest.mark.parametrize("rules", [{}, {"weights": {}}, {"weights": {}, "outputs": None}])
+def test_marking_nothing_is_refused(rules: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"^mark_ was given no rules, so it would mark nothing\. Pass weights="):
+        sw.mark_(encoder(), **rules)
+    with pytest.raises(ModelError, match=r"A model is a torch\.nn\.Module, got str"):
+        sw.mark_("model", weights={"fc1": "2:4"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["in_proj_weight", "out_proj", "q_proj_weight"])
+def test_attention_takes_dense_marks_and_refuses_packed_ones_when_they_are_made(name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"kdim": 8, "vdim": 8} if name == "q_proj_weight" else {}
+    attention = nn.MultiheadAttention(16, 2, batch_first=True, **sizes).requires_grad_(False).eval()
+    q = batch(2, 3, 16)
+    k = q[..., :8] if sizes else q
+    expected = copy.deepcopy(attention)
+    weight = expected.get_parameter("out_proj.weight" if name == "out_proj" else name)
+    weight.mul_(sw.solve_mask(weight.abs(), "2:4"))
+    before = attention(q, k, k)[0]
+    with sw.mark_(attention, weights={name: "2:4"}):
+        assert torch.equal(attention(q, k, k)[0], expected(q, k, k)[0])
+    packed = SparseFormat(inline=NOfM(2, 4), final="vector")
+    with pytest.raises(ModelError, match=rf"{name}.* cannot be held in the layout 'vector'.*Use the final layout"):
+        sw.mark_(attention, weights={name: packed})
+    assert torch.equal(attention(q, k, k)[0], before)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsewright.core import BundleError, KernelError
+from sparsewright.core import BundleError, KernelError, ModelError
+from sparsewright.kernels import why_not
 from sparsewright.layouts import pack
 from sparsewright.nn import SparseTensor, allow_loading, as_parameter, dense_layers, dispatch_report, masks
 
@@ -322,3 +323,19 @@ def test_a_kept_weight_that_rounds_to_zero_counts_as_kept() -> None:
     assert int(masks(layer)[""].sum()) == 32 * 32
     (row,) = dispatch_report(layer, tokens=64)
     assert (row.state, row.layout, row.kernel) == ("packed", "int8", "int8_lane")
+
+
+@pytest.mark.parametrize("tokens", [-3, 1.5, "a", None, True])
+def test_tokens_that_count_nothing_are_refused(tokens: Any) -> None:
+    layer, (packed, _) = nn.Linear(8, 8), packed_pair()
+    for ask in (lambda: dispatch_report(layer, tokens=tokens), lambda: why_not(packed, tokens)):
+        with pytest.raises(KernelError) as said:
+            ask()
+        assert str(said.value) == f"Tokens are the rows of x, a whole number of 0 or more, got {tokens!r}."
+    assert dispatch_report(layer, tokens=0)[0].kernel == "torch dense"
+
+
+def test_only_modules_have_masks_and_a_report() -> None:
+    for ask in (dispatch_report, masks):
+        with pytest.raises(ModelError, match=r"A model is a torch\.nn\.Module, got str"):
+            ask("model")  # type: ignore[operator]

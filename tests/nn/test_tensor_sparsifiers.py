@@ -1,5 +1,7 @@
 """Tensor sparsifiers obey their laws, and their kind decides what may be inline."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -89,7 +91,24 @@ def test_a_last_dimension_that_blocks_do_not_fit_is_named() -> None:
         NOfM(2, 4).keep(tensor(2, 6))
 
 
-@pytest.mark.parametrize("wrong", [lambda: NOfM(5, 4), lambda: GlobalFraction(0.0), lambda: BlockFraction(0.5, 0)])
+@pytest.mark.parametrize("least", ["a", None, True, -1, float("nan")])
+def test_a_threshold_that_is_no_magnitude_is_refused(least: Any) -> None:
+    with pytest.raises(PatternError, match=rf"^A threshold is a magnitude, a number of 0 or more, got {least!r}\.$"):
+        Threshold(least)
+
+
+@pytest.mark.parametrize("wrong", ["a", None, True, float("nan"), 2])
+def test_a_density_that_is_none_is_refused(wrong: Any) -> None:
+    for make in (RandomFraction, GlobalFraction, lambda density: BlockFraction(density, 4)):
+        with pytest.raises(PatternError, match=rf"^A density is a number above 0 and at most 1, got {wrong!r}\.$"):
+            make(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda: NOfM(5, 4), lambda: NOfM("a", 4), lambda: NOfM(1.5, 4), lambda: GlobalFraction(0.0)]
+    + [lambda: BlockFraction(0.5, 0), lambda: BlockFraction(0.5, "a"), lambda: BlockFraction(0.5, 1.5)],
+)
 def test_impossible_numbers_are_refused(wrong) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(PatternError):
         wrong()

@@ -46,7 +46,7 @@ def test_a_choice_that_is_slower_and_no_smaller_is_out_with_the_measured_gain(bo
 def test_a_dense_int8_layer_is_a_choice_when_asked_for(board, times):
     table = cost_table(board(), times, PATTERNS, ["fp32", "int8"])
     assert Choice(Dense(), "int8") in table.choices[0]
-    assert Choice(parse_pattern("2:4"), "int8") not in table.choices[0]
+    assert Choice(parse_pattern("2:4"), "int8") in table.choices[0]
 
 
 def test_a_pick_survives_the_way_through_a_plan(board, times):
@@ -74,6 +74,6 @@ def test_value_types_that_are_no_list_of_known_ones_are_refused(kinds):
         make_choices(["2:4x4"], kinds)
 
 
-def test_int8_goes_with_dense_layers_and_rows_that_share_a_choice():
+def test_int8_goes_with_every_pattern_and_with_dense_layers():
     made = [choice.text for choice in make_choices(["2:4", "2:4x4", "4x1@50%"], ("fp32", "int8"))]
-    assert made == ["2:4", "2:4x4", "2:4x4 int8", "4x1@50%", "4x1@50% int8", "dense int8"]
+    assert made == ["2:4", "2:4 int8", "2:4x4", "2:4x4 int8", "4x1@50%", "4x1@50% int8", "dense int8"]

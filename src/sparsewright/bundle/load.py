@@ -7,11 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..core import AbstractPattern, Dense
 from ..hardware import apply_calibration_once
-from ..layouts import PackedWeight
-from ..layouts.storage import unpack_bits
-from ..models import MASK
-from ..nn import SparseTensor, as_parameter
+from ..models import drop_mask, keep_mask
+from ..nn import SparseTensor, as_parameter, kept_places
 from .architecture import build, require_same
 from .header import DTYPES
 from .manifest import Level, PackedLayer
@@ -27,6 +26,7 @@ def load(
     model: nn.Module | None = None,
     level: str | None = None,
     *,
+    masked: bool = False,
     check: bool | None = None,
 ) -> nn.Module:
     """Load a bundle.
@@ -36,11 +36,15 @@ def load(
         model: the architecture with any weights, filled in place; None builds transformers and timm models from the
             manifest, without remote code, network or imports by name, in evaluation mode.
         level: name of a level; None: the densest.
+        masked: layers come back as `sparsify_` leaves them, to train on: dense weights with zeros, and `weight_mask`
+            beside them. Both are those of the model that was saved, to the last bit, unless `value_dtype` or `plan`
+            rounded them; int8 values come back multiplied by their scales.
         check: compare every tensor with its sha256; None: for files up to 256 MiB.
 
     Returns:
-        The model: layers hold packed weights (`SparseTensor`), ready to run; layers without a packed kernel hold zeros
-        and their `weight_mask`. Tensors stored as float16 come back as they were.
+        The model: layers hold packed weights (`SparseTensor`), ready to run, also those that were masked when they were
+        saved, unless `masked` is given; layers without a packed kernel hold zeros and their `weight_mask`. Tensors
+        stored as float16 come back as they were.
 
     Raises:
         FileError: the file cannot be read.
@@ -55,17 +59,20 @@ def load(
                 reader.check_digest(name)
         target = build(reader.manifest.model, shapes, reader.size_bytes) if model is None else model
         require_same(shapes, wanted_shapes(target))
-        replacements, masks = _read(reader, chosen, target)
+        replacements, masks = _read(reader, chosen, target, masked)
     _assign(target, replacements, masks)
     apply_calibration_once()
     return target
 
 
-def _read(reader: BundleReader, level: Level, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Everything that will be assigned: state name -> tensor, layer name -> mask."""
+Masks = dict[str, tuple[Tensor, AbstractPattern]]
+
+
+def _read(reader: BundleReader, level: Level, model: nn.Module, masked: bool) -> tuple[dict[str, Tensor], Masks]:
+    """Everything that will be assigned: state name -> tensor, layer name -> mask and its pattern."""
     state = model.state_dict(keep_vars=True)
     found: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
+    masks: Masks = {}
     for name, entry in reader.plain_entries.items():
         stored = reader.tensor(name)
         original = reader.manifest.dense_dtype.get(name, (entry.dtype, entry.dtype))[1]
@@ -74,10 +81,11 @@ def _read(reader: BundleReader, level: Level, model: nn.Module) -> tuple[dict[st
     for layer, record in level.layers.items():
         name = weight_name(layer)
         packed = reader.packed(level, layer).to(_device(state[name]))
-        if record.layout == "bitmask":
-            # No kernel multiplies with these: the layer comes back as it was before packing, zeros and mask.
+        # No kernel multiplies with bitmasks: the layer comes back as it was before packing, zeros and mask.
+        if masked or record.layout == "bitmask":
             found[name] = _as_stored(packed.unpack().to(DTYPES[record.dtype]), record)
-            masks[layer] = _as_stored(_mask_of(packed), record)
+            if record.layout == "bitmask" or not isinstance(record.pattern, Dense):
+                masks[layer] = _as_stored(kept_places(packed), record), record.pattern
         else:
             own = replace(packed, tensors={key: tensor.clone() for key, tensor in packed.tensors.items()})
             seen = record.parameter_shape if record.view == "conv2d" else None
@@ -95,18 +103,12 @@ def _device(held: Any) -> torch.device:
     return torch.device("cpu") if held.is_meta else torch.device(held.device)
 
 
-def _mask_of(packed: PackedWeight) -> Tensor:
-    if packed.layout != "bitmask":
-        return packed.unpack() != 0
-    return unpack_bits(packed.tensors["index"], packed.shape[0] * packed.shape[1]).view(packed.shape)
-
-
 def _as_stored(matrix: Tensor, record: PackedLayer) -> Tensor:
     """A `(out, in)` tensor in the shape of the module's parameter."""
     return matrix.T.contiguous() if record.view == "transposed" else matrix.reshape(record.parameter_shape).clone()
 
 
-def _assign(model: nn.Module, found: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
+def _assign(model: nn.Module, found: dict[str, Tensor], masks: Masks) -> None:
     tied: dict[int, Tensor] = {}
     for name, tensor in found.items():
         parent, _, leaf = name.rpartition(".")
@@ -117,11 +119,13 @@ def _assign(model: nn.Module, found: dict[str, Tensor], masks: dict[str, Tensor]
         elif isinstance(tensor, SparseTensor):
             module._parameters[leaf] = cast(nn.Parameter, tensor)
         else:
-            needs_gradient = held.requires_grad and tensor.is_floating_point()
+            # A packed weight is frozen as a rule; the dense one in its place learns as any other.
+            learns = held.requires_grad or isinstance(held, SparseTensor)
+            needs_gradient = learns and tensor.is_floating_point()
             parameter = tied.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=needs_gradient))
             module._parameters[leaf] = cast(nn.Parameter, parameter)
     for name, module in model.named_modules():
         if name in masks:
-            module.register_buffer(MASK, masks[name], persistent=True)
-        elif MASK in module._buffers:
-            del module._buffers[MASK]
+            keep_mask(module, *masks[name])
+        else:
+            drop_mask(module)

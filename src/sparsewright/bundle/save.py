@@ -41,14 +41,16 @@ def save(
     The same model gives the same bytes: no date is written unless `created` is passed.
 
     Args:
-        model: packed layers are stored as they are, masked layers are packed on the way, all others stay dense. Tied
-            tensors are stored once.
+        model: packed layers are stored as they are, masked layers are packed on the way, all others stay dense. `load`
+            gives masked layers back packed, to run; with `masked=True` as dense weights with zeros and `weight_mask`,
+            to train on. Tied tensors are stored once.
         path: goal; an earlier file stays as it was until the new one is whole.
         dense_dtype: `fp16` stores float32 parameters that are not sparse as float16 (those that overflow it stay); the
             manifest names each, and `load` gives float32 back.
         value_dtype: dtype of stored kept values that are not int8; None: as they are packed. `fp16` halves them, and
             `load` widens them once to what they were packed as, because float32 operands run faster at many tokens.
-        plan: patterns and value types for masked layers; without it patterns are read off the masks.
+        plan: patterns and value types for masked layers; without it patterns are those that `sparsify_` remembered,
+            where the masks still obey them, else they are read off the masks.
         quality, cost: plain JSON that `inspect` shows: what evaluation gave, what the profile predicts.
         source: where the model came from, for people (`load` never opens it).
         config: settings a timm model was created with, where they are not its default.
@@ -57,6 +59,7 @@ def save(
     Raises:
         NumericError: a parameter holds NaN or infinity.
         BundleError: something in the state or the arguments cannot be stored.
+        ModelError: dropped weights of a masked layer are not zero any more.
         FileError: the folder is read-only, or the disk is full; nothing was changed.
     """
     if dense_dtype not in ("fp32", "fp16"):

@@ -1,21 +1,19 @@
 """A model's state, flattened for the file: packed weights, plain tensors, tied names."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..core import NM, AbstractPattern, BundleError, LayerPlan, Plan, require_finite
-from ..layouts import PackedWeight, float_layout, infer_pattern, layouts, pack
+from ..core import AbstractPattern, BundleError, Dense, LayerPlan, Plan, Unstructured, ValueType, require_finite
+from ..layouts import PackedWeight, choose_layout, float_layout, infer_pattern, layouts, pack
 from ..models import MASK, LayerRef
 from ..models import layers as find_layers
-from ..nn import SparseTensor
+from ..nn import SparseTensor, kept_places
 from .manifest import VALUE_TYPES, View
-
-_GROUPS = (16, 8, 4, 2, 1)
-_BLOCKS = (4, 8, 16, 32)
 
 
 @final
@@ -80,13 +78,16 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
     Raises:
         NumericError: a parameter holds NaN or infinity; the message names it.
         BundleError: the state holds something other than tensors.
+        ModelError: dropped weights of a masked layer are not zero any more.
     """
     state = ModelState()
     planned = dict(plan.layers) if plan is not None else {}
     masked = {weight_name(ref.name): ref for ref in find_layers(model) if ref.get_mask() is not None}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     seen: dict[tuple[object, ...], str] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    held = model.state_dict(keep_vars=True)
+    holders = Counter(_identity(value) for value in held.values() if isinstance(value, Tensor) and not value.is_meta)
+    for name, value in held.items():
         if is_mask(name):
             continue
         if "_packed_params" in name:
@@ -110,6 +111,9 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
             state.layers[layer] = _of_packed(layer, value)
         elif name in masked:
             require_finite(value, f"weight of {layer or 'the model'}")
+            if holders[key] == 1:
+                # A weight that several layers hold may be masked by each in its own way.
+                masked[name].require_zeros()
             state.layers[layer] = _of_masked(masked[name], planned.get(layer))
         else:
             _add_plain(state, name, value.detach(), name in parameters, half)
@@ -134,41 +138,37 @@ def _of_masked(ref: LayerRef, planned: LayerPlan | None) -> SparseLayer:
     mask = ref.get_mask()
     assert mask is not None
     weight, mask = ref.get_weight().contiguous(), mask.contiguous()
-    pattern = planned.pattern if planned is not None and not planned.is_dense else None
-    if pattern is None or pattern.why_not(ref.shape) or pattern.check_mask(mask):
-        pattern = read_pattern(mask)
-    dtype = VALUE_TYPES[planned.value_dtype] if planned is not None else None
-    # What cannot run packed comes back with its mask, so it is kept in the form that remembers the mask itself.
-    wanted = "int8" if dtype == torch.int8 else float_layout(pattern, ref.shape)
-    kind = planned.value_dtype if planned is not None else "fp32"
-    runs = ref.runs_packed and kind in ref.view.value_types and not layouts.get(wanted).why_not(pattern, ref.shape)
-    if not runs and dtype == torch.int8:
-        dtype = None
-    packed = pack(weight, mask, wanted if runs else "bitmask", pattern, dtype)
+    kind: ValueType = planned.value_dtype if planned is not None else "fp32"
+    dtype = VALUE_TYPES[kind] if planned is not None else None
+    packed = None
+    for pattern in _patterns(ref, mask, planned):
+        wanted = choose_layout(pattern, ref.shape, torch.int8) if kind == "int8" else float_layout(pattern, ref.shape)
+        runs = ref.runs_packed and kind in ref.view.value_types
+        if not runs or layouts.get(wanted).why_not(pattern, ref.shape):
+            # What cannot run packed comes back with its mask, so it is kept in the form that remembers the mask itself.
+            packed = pack(weight, mask, "bitmask", pattern, None if kind == "int8" else dtype)
+        else:
+            packed = pack(weight, mask, wanted, pattern, dtype)
+        # A pattern may allow more than the mask keeps, and its form fills up with zeros: the mask would be lost.
+        if torch.equal(kept_places(packed), mask):
+            break
+    assert packed is not None
     parameter = ref.module.weight
     assert isinstance(parameter, Tensor)
     view: View = "transposed" if ref.kind == "transposed" else "conv2d" if ref.kind == "conv2d" else "linear"
     return SparseLayer(packed, view, tuple(parameter.shape), parameter.dtype)
 
 
-def read_pattern(mask: Tensor) -> AbstractPattern:
-    """The tightest pattern that a mask obeys, N:M forms first.
-
-    Args:
-        mask: `(out, in)` bool.
-    """
-    kept = int(mask.sum())
-    for group in _GROUPS:
-        for block in _BLOCKS:
-            if mask.shape[1] % block or mask.shape[0] < group:
-                continue
-            most = int(mask.unflatten(1, (-1, block)).sum(-1).max())
-            if not 0 < most < block or kept * block != most * mask.numel():
-                continue
-            pattern = NM(most, block, group)
-            if not pattern.check_mask(mask):
-                return pattern
-    return infer_pattern(mask)
+def _patterns(ref: LayerRef, mask: Tensor, planned: LayerPlan | None) -> Iterator[AbstractPattern]:
+    """Patterns of a mask, best first; the last one keeps exactly what the mask keeps."""
+    if planned is not None and not planned.is_dense and not planned.pattern.check_mask(mask):
+        yield planned.pattern
+    known = ref.get_pattern()
+    assert known is not None
+    yield known
+    yield (read := infer_pattern(mask))
+    if not isinstance(read, Dense):
+        yield Unstructured(max(1, int(mask.sum())) / mask.numel())
 
 
 def _add_plain(state: ModelState, name: str, value: Tensor, is_parameter: bool, half: bool) -> None:

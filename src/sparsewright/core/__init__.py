@@ -22,7 +22,7 @@ from .errors import (
 from .files import atomic_write, file_error, read_json, write_json, write_text
 from .machine import instruction_set, vector_lanes
 from .modules import require_module
-from .numeric import require_finite
+from .numeric import is_number, is_whole, require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
 from .registry import Registry, RegistryError
@@ -65,6 +65,8 @@ __all__ = [
     "instruction_set",
     "parse_pattern",
     "read_json",
+    "is_number",
+    "is_whole",
     "require_finite",
     "require_module",
     "suggest",

@@ -1,9 +1,22 @@
-"""Refuse NaN and infinity at the door, with the position of the first one."""
+"""Refuse NaN and infinity at the door, with the position of the first one, and numbers that are none."""
+
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import NumericError
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether `value` is a whole number of at least `least`; truth values are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number, infinity included; NaN and truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) == float(value)
 
 
 def require_finite(tensor: Tensor, what: str) -> None:

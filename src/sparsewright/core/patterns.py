@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .errors import PatternError
 from .grouped import MOST_PATTERNS, assign_patterns, mask_of_patterns, row_blocks
+from .numeric import is_whole
 
 Shape = tuple[int, int]
 
@@ -135,6 +136,8 @@ class Dense(AbstractPattern):
 
 
 def _check_n_of_m(n: int, m: int) -> None:
+    if not is_whole(n, 0) or not is_whole(m, 0):
+        raise PatternError(f"n:m is made of two whole numbers, got {n!r} and {m!r}. Write for instance 2:4.")
     if not 1 <= n <= m:
         hint = f"Write {m}:{n}?" if min(n, m) >= 1 else "Write for instance 2:4."
         raise PatternError(f"n:m keeps n of every m, so 1 <= n <= m; got {n}:{m}. {hint}")

@@ -16,7 +16,7 @@ from .profile import Cost, CostRow, Profile
 from .random_batch import random_batch
 from .rivals import BUILDERS, TORCH_FP32, Rival, build_rivals, weight_bytes
 from .store import CostStore, cache_folder
-from .target import AbstractTarget, FileTarget, load_target, runs_with, targets
+from .target import AbstractTarget, FileTarget, load_target, targets
 from .this import ThisTarget, profile, profile_model
 from .timing import Ratio, Samples, interleave, speedup, torch_threads
 
@@ -70,7 +70,6 @@ __all__ = [
     "profile_model",
     "random_batch",
     "run_model",
-    "runs_with",
     "speedup",
     "targets",
     "this_machine",

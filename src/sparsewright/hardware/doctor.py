@@ -21,7 +21,6 @@ from .fingerprint import Machine, this_machine
 from .model_time import ModelTime, time_model
 from .operands import TORCH_DTYPES
 from .random_batch import random_batch
-from .target import runs_with
 from .this import ThisTarget
 
 PATTERNS = (
@@ -216,8 +215,6 @@ def _prepare(
 def _acceleration(target: ThisTarget, choice: Choice) -> Acceleration:
     pattern, values = choice
     reasons = target.can_run(pattern, _SHAPE)
-    if not reasons and not runs_with(pattern, values):
-        reasons = [f"there is no kernel of {pattern} with {values} values"]
     if reasons:
         return Acceleration(_text(choice), {}, "", tuple(reasons))
     speedups = {count: 1 / target.layer_cost(_SHAPE, pattern, count, values).ratio for count in TOKENS}

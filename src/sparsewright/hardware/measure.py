@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from ..core import ModelError
+from ..core import ModelError, ProfileError, is_number, require_module
 from ..models import evaluating
 from ..nn import SparseTensor
 from .cold_start import ColdStart, cold_start
@@ -19,7 +19,7 @@ from .fingerprint import this_machine
 from .model_time import run_model
 from .profile import now
 from .rivals import TORCH_FP32, Rival, build_rivals, weight_bytes
-from .timing import Samples, interleave, speedup, torch_threads
+from .timing import Samples, check_timing, interleave, speedup, torch_threads
 
 OURS = "ours"
 
@@ -145,8 +145,15 @@ def measure(
         One row per candidate; rivals that could not be built have a row with the reason.
 
     Raises:
-        ModelError: rivals are asked for, but the model is packed and no dense model is given.
+        ModelError: rivals are asked for, but the model is packed and no dense model is given; or a model is no module.
+        ProfileError: threads, rounds or seconds are no numbers to time by.
     """
+    require_module(model)
+    if dense is not None:
+        require_module(dense)
+    check_timing(threads, rounds, seconds)
+    if not is_number(energy_seconds) or energy_seconds < 0:
+        raise ProfileError(f"A window for a power meter takes seconds, 0 (none) or more, got {energy_seconds!r}.")
     packed = any(isinstance(m._parameters.get("weight"), SparseTensor) for m in model.modules())
     if dense is None and not packed:
         dense = model

@@ -40,7 +40,7 @@ def dense_operand(shape: Shape) -> Operand:
     return lambda x: functional.linear(x, next(turn), bias)
 
 
-def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueType) -> Operand:
+def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueType, layout: str = "auto") -> Operand:
     """The packed form of a random mask of the pattern, with bias.
 
     Raises:
@@ -52,7 +52,7 @@ def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueTyp
     weight = random_weight(shape)
     dense = isinstance(pattern, Dense)
     mask = torch.ones(shape, dtype=torch.bool) if dense else solve_mask(weight.abs(), pattern)
-    packed = layouts.pack(weight, mask, pattern=pattern, value_dtype=TORCH_DTYPES[value_dtype])
+    packed = layouts.pack(weight, mask, layout, pattern, TORCH_DTYPES[value_dtype])
     bias = torch.zeros(shape[0])
     copies = [packed, *(_clone(packed) for _ in range(_copies(packed.size_bytes) - 1))]
     # Through the tensor subclass, because that is what the layers of a packed model call.

@@ -2,23 +2,31 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from .. import layouts
-from ..core import AbstractPattern, Dense, LayerPlan, ModelError, Plan, PlanError, ProfileError, ValueType, suggest
-from ..models import LayerRef, layers
+from ..core import (
+    Dense,
+    KernelError,
+    LayerPlan,
+    ModelError,
+    Plan,
+    PlanError,
+    ProfileError,
+    ValueType,
+    suggest,
+)
+from ..models import LayerRef, drop_mask, layers
 from ..nn import SparseTensor, as_parameter
 from .calibrate import apply_calibration_once
 from .convolution_time import ConvolutionTimer
 from .operands import TORCH_DTYPES
-from .target import AbstractTarget, load_target, runs_with
+from .target import AbstractTarget, load_target
 from .this import ThisTarget
-
-_MASK = "weight_mask"
 
 
 @final
@@ -67,8 +75,11 @@ def pack_(
         tokens: rows of input that the layers will see, of a convolution its output pixels; several are averaged. A
             convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
             there is a `batch`.
-        plan: pattern, layout and value type of each layer; without it the pattern is read off the mask.
-        value_dtype: of all layers, over the plan's.
+        plan: pattern, layout and value type of each layer; without it the pattern is the one that `sparsify_`
+            remembered beside the mask, while the mask obeys it, else it is read off the mask (`layouts.infer_pattern`).
+            A layout that holds values of one type decides the type.
+        value_dtype: of all layers, over the plan's. `int8` rounds inputs too where rows share their choice (layout
+            `int8`); where each row chooses alone, inputs stay float32 (layout `int8_weights`).
         force: pack without asking the target (for size, or because the target is known).
         batch: an input of the model (a mapping, a tuple or a tensor). With it, and `this` machine as the target, every
             convolution is timed as it will run, on the inputs that the model gives it.
@@ -98,7 +109,7 @@ def pack_(
         mask = ref.get_mask() if ref.shape != (0, 0) else None
         if mask is not None and holders[id(ref.module._parameters.get("weight"))] == 1:
             # A weight that several layers hold may be masked by each in its own way.
-            _require_zeros(ref, mask)
+            ref.require_zeros()
         if mask is not None or (layer is not None and layer.is_dense and layer.value_dtype == "int8"):
             work.append((ref, mask, _with_pattern(ref, mask, layer, value_dtype)))
     if not work:
@@ -122,15 +133,6 @@ def pack_(
     return [row for row, _ in made]
 
 
-def _require_zeros(ref: LayerRef, mask: Tensor) -> None:
-    filled = int((ref.get_weight().ne(0) & ~mask).sum())
-    if filled:
-        raise ModelError(
-            f"{filled:,} dropped weights of {ref.name} are not zero any more, so packing would change its answers. "
-            "Train with keep_masks_, or call sparsify_ again."
-        )
-
-
 def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
@@ -141,8 +143,7 @@ def _with_pattern(
     ref: LayerRef, mask: Tensor | None, layer: LayerPlan | None, value_dtype: ValueType | None
 ) -> LayerPlan:
     if layer is None:
-        pattern: AbstractPattern = layouts.infer_pattern(mask) if mask is not None else Dense()
-        layer = LayerPlan(pattern)
+        layer = LayerPlan(ref.get_pattern() or Dense())
     elif mask is not None:
         broken = layer.pattern.check_mask(mask)
         if broken:
@@ -150,9 +151,12 @@ def _with_pattern(
                 f"The plan gives {ref.name} the pattern {layer.pattern}, but its mask breaks it: {broken[0]}. "
                 "Pack with the plan the model was sparsified with, or without a plan."
             )
+    if value_dtype is None and layer.layout != "auto":
+        held = layouts.layouts.get(layer.layout).value_dtypes
+        value_dtype = next((name for name, dtype in TORCH_DTYPES.items() if held == (dtype,)), None)
     if value_dtype is None or (mask is None and layer.value_dtype == "int8"):
         return layer
-    return LayerPlan(layer.pattern, layer.layout, layer.sparsifier, value_dtype, layer.reason)
+    return replace(layer, value_dtype=value_dtype)
 
 
 def _prepare(machine: AbstractTarget, wanted: list[tuple[tuple[int, int], LayerPlan]], tokens: list[int]) -> None:
@@ -177,8 +181,6 @@ def _make(
     ratio: float | None = None
     if mask is not None and layer.is_dense:
         return _kept(ref, layer, None, "the plan leaves it dense, but its weight is masked"), None
-    if not runs_with(layer.pattern, layer.value_dtype):
-        return _kept(ref, layer, None, f"{layer.pattern} with {layer.value_dtype} values has no packed form"), None
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
     if layer.value_dtype not in ref.view.value_types:
@@ -197,10 +199,10 @@ def _make(
             return _kept(ref, layer, ratio, f"dense is faster on its inputs here: {1 / ratio:.2f}x"), None
     elif machine is not None:
         try:
-            costs = [machine.layer_cost(ref.shape, layer.pattern, count, layer.value_dtype) for count in tokens]
-        except ProfileError as error:
+            ratios = [_ratio(machine, ref.shape, layer, count) for count in tokens]
+        except (KernelError, ProfileError) as error:
             return _kept(ref, layer, None, str(error)), None
-        ratio = sum(cost.ratio for cost in costs) / len(costs)
+        ratio = sum(ratios) / len(ratios)
         if ratio >= 1.0:
             return _kept(ref, layer, ratio, f"dense is faster here: {1 / ratio:.2f}x at {tokens} tokens"), None
     packed = layouts.pack(weight, kept, layer.layout, layer.pattern, TORCH_DTYPES[layer.value_dtype])
@@ -209,6 +211,19 @@ def _make(
     )
     seen = weight.dtype if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
     return row, as_parameter(ref.as_tensor(packed, seen))
+
+
+def _ratio(machine: AbstractTarget, shape: tuple[int, int], layer: LayerPlan, tokens: int) -> float:
+    """Seconds of a layer / dense seconds on the target, in the layout that it will be packed in."""
+    pattern, kind = layer.pattern, layer.value_dtype
+    if layer.layout == "auto" or layer.layout == layouts.choose_layout(pattern, shape, TORCH_DTYPES[kind]):
+        return machine.layer_cost(shape, pattern, tokens, kind).ratio
+    if isinstance(machine, ThisTarget):
+        return machine.layout_ratio(shape, pattern, tokens, kind, layer.layout)
+    raise ProfileError(
+        f"the target knows {pattern} with {kind} values in the best layout only, the plan asks for {layer.layout!r}; "
+        "leave the layout out, or pack with force=True"
+    )
 
 
 def _can_pack(ref: LayerRef, layer: LayerPlan) -> bool:
@@ -223,4 +238,4 @@ def _kept(ref: LayerRef, layer: LayerPlan, ratio: float | None, reason: str) -> 
 def _install(ref: LayerRef, replacement: Replacement) -> None:
     if replacement is not None:
         ref.module._parameters["weight"] = replacement  # type: ignore[assignment]
-        ref.module._buffers.pop(_MASK, None)
+        drop_mask(ref.module)

@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 from .. import layouts
 from ..core import AbstractPattern, Dense, ProfileError, Registry, ValueType, suggest
-from ..layouts.int8 import row_group
 from .profile import Cost, Profile
 
 Shape = tuple[int, int]
@@ -79,7 +78,7 @@ class FileTarget(AbstractTarget):
         if isinstance(pattern, Dense):
             return []
         reasons = why_not_packed(pattern, shape)
-        if not reasons and not self.profile.tokens(shape, pattern) and not self.profile.tokens(shape, pattern, "fp16"):
+        if not reasons and not any(self.profile.tokens(shape, pattern, kind) for kind in get_args(ValueType)):
             reasons = [f"the profile holds no measurement of {pattern} at {shape[0]}x{shape[1]}"]
         return reasons
 
@@ -92,11 +91,6 @@ def why_not_packed(pattern: AbstractPattern, shape: Shape) -> list[str]:
     if isinstance(pattern, Dense):
         return []
     return pattern.why_not(shape) or layouts.layouts.get("vector").why_not(pattern, shape)
-
-
-def runs_with(pattern: AbstractPattern, value_dtype: ValueType) -> bool:
-    """Whether a kernel runs a pattern with values of this type: int8 wants rows that share a choice, or dense ones."""
-    return value_dtype != "int8" or row_group(pattern) is not None
 
 
 def load_target(target: "str | PathLike[str] | AbstractTarget", max_age_days: float | None = None) -> AbstractTarget:

@@ -21,10 +21,10 @@ from ..core import (
 )
 from .calibrate import ensure_calibrated
 from .fingerprint import this_machine
-from .operands import Operand, operand
+from .operands import Operand, dense_operand, operand, packed_operand
 from .profile import Cost, CostRow, Profile
 from .store import CostStore
-from .target import AbstractTarget, runs_with, targets, why_not_packed
+from .target import AbstractTarget, targets, why_not_packed
 from .timing import Call, Samples, interleave
 
 Shape = tuple[int, int]
@@ -125,8 +125,8 @@ class ThisTarget(AbstractTarget):
             shapes: `(out, in)` of each layer kind.
             patterns: dense is always measured beside them.
             tokens: token counts.
-            value_dtypes: of the kept values; `int8` also measures the dense int8 layer, and is left out of patterns
-                that have no int8 kernel.
+            value_dtypes: of the kept values; `int8` also measures the dense int8 layer. Patterns whose rows choose
+                alone have int8 weights under float32 inputs, and are timed so.
             minutes: about how long all of it may take; None spends about 1.5 s on every shape and token count.
         """
         choices: list[Choice] = [(Dense(), "fp32")]
@@ -134,7 +134,7 @@ class ThisTarget(AbstractTarget):
             wanted = (
                 [Dense(), *patterns] if value_dtype == "int8" else [p for p in patterns if not isinstance(p, Dense)]
             )
-            choices += [(p, value_dtype) for p in wanted if runs_with(p, value_dtype)]
+            choices += [(p, value_dtype) for p in wanted]
         choices = list(dict.fromkeys(choices))
         work = []
         for shape in dict.fromkeys((int(out), int(in_)) for out, in_ in shapes):
@@ -163,7 +163,7 @@ class ThisTarget(AbstractTarget):
         return bool(below) and below[-1] >= 1024 and tokens <= 4 * below[-1]
 
     def _measure(self, group: "_Group", operands: dict[tuple[Shape, Choice], Operand], seconds: float) -> None:
-        x = torch.randn((group.tokens, group.shape[1]), generator=torch.Generator().manual_seed(1))
+        x = _inputs(group.tokens, group.shape)
         dense: Choice = (Dense(), "fp32")
         calls: dict[Choice, Call] = {}
         for choice in dict.fromkeys((dense, *group.choices)):
@@ -189,6 +189,22 @@ class ThisTarget(AbstractTarget):
         self.store.write(self.profile, rows)
         self._profile = self.profile.merged(rows)
 
+    def layout_ratio(
+        self, shape: Shape, pattern: AbstractPattern, tokens: int, value_dtype: ValueType, layout: str
+    ) -> float:
+        """Seconds in a named layout / seconds of torch's dense linear, timed now: the cache knows no layouts.
+
+        Raises:
+            LayoutError, KernelError: the layout does not store it, or no kernel runs it.
+        """
+        x = _inputs(tokens, shape)
+        runs = {"dense": dense_operand(shape), layout: packed_operand(shape, pattern, value_dtype, layout)}
+        with torch.inference_mode():
+            runs[layout](x)
+        calls = {name: _bind(run, x) for name, run in runs.items()}
+        samples = interleave(calls, threads=self.threads, rounds=(5, 40), seconds=_GROUP_S)
+        return samples[layout].median / samples["dense"].median
+
     def remeasure(self) -> None:
         """Forget all measurements of this machine."""
         self.store.forget(this_machine())
@@ -202,6 +218,10 @@ class _Group:
     shape: Shape
     tokens: int
     choices: tuple[Choice, ...]
+
+
+def _inputs(tokens: int, shape: Shape) -> torch.Tensor:
+    return torch.randn((tokens, shape[1]), generator=torch.Generator().manual_seed(1))
 
 
 def _bind(run: Operand, x: torch.Tensor) -> Call:
@@ -270,9 +290,6 @@ def profile(
     if patterns is not None:
         chosen = [parse_pattern(pattern) for pattern in patterns]
         for pattern in chosen:
-            if not any(runs_with(pattern, kind) for kind in value_dtypes):
-                kinds = " or ".join(value_dtypes)
-                raise ProfileError(f"No kernel runs {pattern} with {kinds} values. Name another value type or pattern.")
             # Asked for by name, so that leaving it out silently would be an answer to another question.
             for shape in sizes:
                 reasons = machine.can_run(pattern, shape)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core import ProfileError
+from ..core import ProfileError, is_number, is_whole
 
 Call = Callable[[], object]
 
@@ -98,14 +98,26 @@ def speedup(candidate: Samples, reference: Samples, draws: int = 1000) -> Ratio:
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Run the block with `count` intra-op threads; the earlier number is restored."""
-    if count < 1:
-        raise ProfileError(f"Timing needs at least one thread, got {count}.")
+    if not is_whole(count, 1):
+        raise ProfileError(f"Timing needs at least one thread, got {count!r}.")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_timing(threads: int, rounds: tuple[int, int], seconds: float) -> None:
+    """Raise ProfileError unless these are numbers to time by; see `interleave`."""
+    if not is_whole(threads, 1):
+        raise ProfileError(f"Timing needs at least one thread, got {threads!r}.")
+    if not isinstance(rounds, tuple | list) or len(rounds) != 2 or not all(is_whole(count, 1) for count in rounds):
+        raise ProfileError(f"Rounds are the least and the most samples, two whole numbers from 1, got {rounds!r}.")
+    if rounds[1] < rounds[0]:
+        raise ProfileError(f"Rounds are the least and the most samples, so the second is no smaller, got {rounds!r}.")
+    if not is_number(seconds) or seconds < 0:
+        raise ProfileError(f"Timing takes a number of seconds, 0 (the least rounds) or more, got {seconds!r}.")
 
 
 def interleave(
@@ -133,11 +145,12 @@ def interleave(
         name -> samples, all of the same length, rounds in the same order.
 
     Raises:
-        ProfileError: no candidates, or no rounds.
+        ProfileError: no candidates, or threads, rounds or seconds that are none.
     """
+    check_timing(threads, rounds, seconds)
+    if not candidates:
+        raise ProfileError("Timing needs candidates, got none. Pass at least one.")
     least, most = rounds
-    if not candidates or least < 1 or most < least:
-        raise ProfileError(f"Timing needs candidates and 1 <= least <= most rounds, got {rounds} for {[*candidates]}.")
     names = list(candidates)
     cpu: dict[str, list[float]] = {name: [] for name in names}
     wall: dict[str, list[float]] = {name: [] for name in names}

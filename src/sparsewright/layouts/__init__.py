@@ -2,7 +2,8 @@
 
 from . import bitmask, int8, int8_weights, masked, nmg, semi_structured, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
-from .packing import float_layout, infer_pattern, pack
+from .inference import infer_pattern
+from .packing import choose_layout, float_layout, pack
 from .plain import AbstractPlainLayout
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "AbstractPlainLayout",
     "PackedWeight",
     "bitmask",
+    "choose_layout",
     "float_layout",
     "infer_pattern",
     "int8",

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from ..core import AbstractPattern, Block, Dense, LayoutError, Unstructured, parse_pattern, require_finite
+from ..core import AbstractPattern, LayoutError, parse_pattern, require_finite
 from .base import VALUE_DTYPES, PackedWeight, layouts
+from .inference import infer_pattern
 
 # What `auto` tries, best first; of floating values the last one takes every weight.
 AUTO_ORDER = ("nmg", "vector", "int8", "int8_weights", "masked")
-# Row groups that kernels know; `infer_pattern` looks for the widest one that the mask obeys.
-SHARING_GROUPS = (16, 8, 4, 2)
 
 
 def pack(
@@ -25,7 +24,7 @@ def pack(
         weight: `(out, in)`, floating point, finite.
         mask: `(out, in)` bool, True = keep.
         layout: a registered layout, or `auto`: `nmg` for n:m:g, else `vector` where it fits, else `masked`;
-            `int8` for int8 values.
+            for int8 values `int8` where rows share their choice, else `int8_weights`.
         pattern: the rule that the mask obeys; None reads it off the mask (`infer_pattern`).
         value_dtype: float32, float16, bfloat16 or int8 (one scale per row); None keeps the weight's (float64 becomes
             float32), or int8 for the layout `int8`.
@@ -50,7 +49,7 @@ def pack(
         # int8 values have float32 scales.
         held = torch.float32 if dtype == torch.int8 else dtype
         require_finite(torch.where(mask, weight, 0).to(held), f"weight to pack, cast to {held},")
-    name = _choose(rule, shape, dtype) if layout == "auto" else layout
+    name = choose_layout(rule, shape, dtype) if layout == "auto" else layout
     chosen = layouts.get(name)
     reasons = chosen.why_not(rule, shape)
     if dtype not in chosen.value_dtypes:
@@ -60,28 +59,6 @@ def pack(
             f"The layout {name!r} cannot store {rule} of shape {shape}: {'; '.join(reasons)}. Use layout='auto'."
         )
     return chosen.pack(weight, mask, rule, dtype)
-
-
-def infer_pattern(mask: Tensor) -> AbstractPattern:
-    """The tightest pattern of the forms `GxI@d%`, `d%` and `dense` that a mask obeys.
-
-    The widest row group of 16, 8, 4, 2 whose rows all share one choice wins (`Gx1@d%` with the density of its fullest
-    group); without any it is unstructured.
-
-    Args:
-        mask: `(out, in)` bool.
-    """
-    out, in_ = mask.shape
-    if bool(mask.all()):
-        return Dense()
-    for group in SHARING_GROUPS:
-        if group > out:
-            continue
-        leaders = torch.arange(out, device=mask.device) // group * group
-        fullest = int(mask[::group].sum(1).max())
-        if 0 < fullest < in_ and torch.equal(mask, mask[leaders]):
-            return Block(group, 1, fullest / in_)
-    return Unstructured(max(1, int(mask.sum())) / mask.numel()) if mask.numel() > 1 else Dense()
 
 
 def float_layout(pattern: AbstractPattern, shape: tuple[int, int]) -> str:
@@ -114,7 +91,17 @@ def _value_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def _choose(pattern: AbstractPattern, shape: tuple[int, int], dtype: torch.dtype) -> str:
+def choose_layout(pattern: AbstractPattern, shape: tuple[int, int], dtype: torch.dtype) -> str:
+    """The layout that `auto` means.
+
+    Args:
+        pattern: the rule of the mask.
+        shape: `(out, in)`.
+        dtype: of the kept values.
+
+    Raises:
+        LayoutError: none stores such a weight, with each one's reasons.
+    """
     able = [name for name in AUTO_ORDER if name in layouts.names() and dtype in layouts.get(name).value_dtypes]
     reasons = {name: layouts.get(name).why_not(pattern, shape) for name in able}
     for name, against in reasons.items():

@@ -5,7 +5,7 @@ from .adapters import AbstractAdapter, adapter_of, adapters, blocks, layers
 from .batch_norm import reestimate_batch_norm_
 from .calibrate import calibrate
 from .data import Batch, Data, as_batch, batches_of
-from .layer_ref import MASK, LayerRef
+from .layer_ref import MASK, LayerRef, drop_mask, keep_mask
 from .modes import eval_mode, evaluating, quiet
 from .sources import Family, LoadedModel, family_of, load_model
 from .sparsify import LayerResult, SparsifyResult, relative_error, sparsify_, strip_masks_
@@ -28,10 +28,12 @@ __all__ = [
     "batches_of",
     "blocks",
     "calibrate",
+    "drop_mask",
     "eval_mode",
     "evaluating",
     "ensure_torchvision_imports",
     "family_of",
+    "keep_mask",
     "layer_statistics",
     "layers",
     "load_model",

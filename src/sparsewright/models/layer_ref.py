@@ -6,13 +6,30 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from ..core import ModelError
-from ..layouts import PackedWeight
+from ..core import AbstractPattern, ModelError, parse_pattern
+from ..layouts import PackedWeight, infer_pattern
 from ..nn import SparseTensor, as_parameter
 from .views import LINEAR, AbstractView
 
 MASK = "weight_mask"
 """Name of the persistent buffer that keeps a layer's mask beside its weight."""
+PATTERN = "weight_pattern"
+"""Name of the attribute that keeps the text of the mask's pattern; copied and pickled, in no state dict."""
+
+
+def keep_mask(module: nn.Module, mask: Tensor, pattern: AbstractPattern | None) -> None:
+    """Put a mask of the weight's own shape beside it, and remember what it was solved for."""
+    module.register_buffer(MASK, mask, persistent=True)
+    module.__dict__.pop(PATTERN, None)
+    if pattern is not None:
+        module.__dict__[PATTERN] = str(pattern)
+
+
+def drop_mask(module: nn.Module) -> None:
+    """Forget mask and pattern, if there are any."""
+    module._buffers.pop(MASK, None)
+    module._non_persistent_buffers_set.discard(MASK)
+    module.__dict__.pop(PATTERN, None)
 
 
 @final
@@ -57,12 +74,27 @@ class LayerRef:
         assert stored is not None
         return stored.T if self.kind == "transposed" else stored.flatten(1)
 
-    def set_weight(self, weight: Tensor, mask: Tensor | None = None) -> None:
+    def get_pattern(self) -> AbstractPattern | None:
+        """The rule of the mask: what it was solved for while it obeys that, else what is read off it; None without."""
+        mask = self.get_mask()
+        if mask is None:
+            return None
+        known = self.remembered_pattern
+        return known if known is not None and not known.check_mask(mask) else infer_pattern(mask)
+
+    @property
+    def remembered_pattern(self) -> AbstractPattern | None:
+        """What the mask was solved for, as `set_weight` was told; the mask may be another by now."""
+        text = self.module.__dict__.get(PATTERN)
+        return None if text is None else parse_pattern(text)
+
+    def set_weight(self, weight: Tensor, mask: Tensor | None = None, pattern: AbstractPattern | None = None) -> None:
         """Write a weight in place and keep its mask beside it.
 
         Args:
             weight: `(out, in)`; cast to the stored dtype. Removed places are written as zero.
             mask: `(out, in)` bool, True = keep, becomes the persistent buffer `weight_mask`; None drops that buffer.
+            pattern: what the mask was solved for, remembered beside it as `weight_pattern`; None: nothing is.
 
         Raises:
             ModelError: another shape, or the layer holds no plain weight (it was packed).
@@ -76,10 +108,20 @@ class LayerRef:
             assert isinstance(stored, Tensor)
             stored.copy_(self.view.as_stored(kept, self.module))
         if mask is None:
-            self.module._buffers.pop(MASK, None)
+            drop_mask(self.module)
         else:
             own = self.view.as_stored(mask.to(stored.device), self.module)
-            self.module.register_buffer(MASK, own.clone(), persistent=True)
+            keep_mask(self.module, own.clone(), pattern)
+
+    def require_zeros(self) -> None:
+        """Raise ModelError where the mask drops weights that are not zero: to keep the rest would change the layer."""
+        mask = self.get_mask()
+        filled = 0 if mask is None else int((self.get_weight().ne(0) & ~mask).sum())
+        if filled:
+            raise ModelError(
+                f"{filled:,} dropped weights of {self.name} are not zero any more, so packing would change its "
+                "answers. Train with keep_masks_, or call sparsify_ again."
+            )
 
     def get_packed(self) -> PackedWeight | None:
         """The packed weight that the layer runs, or None where its weight is a plain tensor."""
@@ -108,7 +150,7 @@ class LayerRef:
             raise ModelError(f"{self.name} cannot run this packed weight: {reason}. Leave it masked or dense.")
         tensor = self.as_tensor(packed)
         self.module.register_parameter("weight", cast(nn.Parameter, as_parameter(tensor)))
-        self.module._buffers.pop(MASK, None)
+        drop_mask(self.module)
 
     def _require_weight(self) -> None:
         weight = self.module._parameters.get("weight")

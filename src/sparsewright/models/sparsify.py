@@ -23,7 +23,7 @@ from .adapters import layers
 from .calibrate import calibrate
 from .data import batches_of
 from .global_scope import spread_globally
-from .layer_ref import MASK, LayerRef
+from .layer_ref import MASK, LayerRef, drop_mask
 
 PlanLike = str | AbstractPattern | Plan | Mapping[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -82,7 +82,8 @@ def sparsify_(
     """Remove weights in place.
 
     Afterwards a sparsified layer has zeros in `weight` and a persistent bool buffer `weight_mask` beside it (an exact
-    zero among kept weights stays kept). On any error the model is as it was before.
+    zero among kept weights stays kept), and remembers its pattern, which `pack_` and `save` use while the mask
+    obeys it. On any error the model is as it was before.
 
     Args:
         model: any module; layers that stay dense are listed with their reason in the result.
@@ -146,8 +147,7 @@ def strip_masks_(model: nn.Module) -> int:
     """Drop every `weight_mask` buffer; the zeros stay in the weights. Returns how many there were."""
     found = [module for module in model.modules() if module._buffers.get(MASK) is not None]
     for module in found:
-        del module._buffers[MASK]
-        module._non_persistent_buffers_set.discard(MASK)
+        drop_mask(module)
     return len(found)
 
 
@@ -235,7 +235,7 @@ def _sparsify_layer(
     after = sparsifier.sparsify(before, stats, pattern, layer=ref.name)
     seconds = time.perf_counter() - started
     error = relative_error(before, after.weight, stats)
-    ref.set_weight(after.weight, after.mask)
+    ref.set_weight(after.weight, after.mask, pattern)
     density = float(after.mask.sum()) / after.mask.numel()
     return LayerResult(str(pattern), name, density, error, seconds)
 
@@ -263,12 +263,10 @@ def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> f
 @contextmanager
 def _unchanged_on_error(refs: Sequence[LayerRef]) -> Iterator[None]:
     """Put weights and masks of these layers back if the block fails, also on Ctrl-C."""
-    kept = [(ref, ref.get_weight().clone(), ref.get_mask()) for ref in refs]
+    kept = [(ref, ref.get_weight().clone(), ref.get_mask(), ref.remembered_pattern) for ref in refs]
     try:
         yield
     except BaseException:
-        for ref, weight, mask in kept:
-            ref.set_weight(weight, mask)
-            if mask is None:
-                ref.module._non_persistent_buffers_set.discard(MASK)
+        for ref, weight, mask, pattern in kept:
+            ref.set_weight(weight, mask, pattern)
         raise

@@ -6,7 +6,7 @@ from .implements import implements
 from .mark import Marks, mark_
 from .packed_linear import PackedLinear
 from .refusals import packed_parameters
-from .report import DispatchRow, dense_layers, dispatch_report, masks
+from .report import DispatchRow, dense_layers, dispatch_report, kept_places, masks
 from .sparse_format import SparseFormat
 from .sparse_tensor import SparseTensor, allow_loading, as_parameter, restore
 from .tensor_sparsifiers import (
@@ -46,6 +46,7 @@ __all__ = [
     "dispatch_report",
     "handlers",
     "implements",
+    "kept_places",
     "mark_",
     "masks",
     "packed_parameters",

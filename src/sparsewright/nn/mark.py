@@ -10,9 +10,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from ..core import AbstractPattern, ModelError
+from ..core import AbstractPattern, ModelError, require_module
 from .names import by_name
 from .sparse_format import COO, DENSE, SparseFormat, format_of
 from .sparse_tensor import SparseTensor, as_parameter
@@ -77,9 +78,12 @@ def mark_(
         What was marked, with `remove()`.
 
     Raises:
-        ModelError: a name matches nothing, or a tensor cannot be marked so; the model is as it was.
+        ModelError: no rules, a name matches nothing, or a tensor cannot be marked so; the model is as it was.
         PatternError, LayoutError: a format does not fit its tensor; the model is as it was, if it is a weight.
     """
+    require_module(model)
+    if not (weights or outputs or weight_gradients or output_gradients):
+        raise ModelError("mark_ was given no rules, so it would mark nothing. Pass weights={name: format}, say.")
     marks = Marks()
     owners = _weights(model)
     modules = dict(model.named_modules())
@@ -167,6 +171,11 @@ def _mark_weight(marks: Marks, name: str, owners: Mapping[str, _Owner], fmt: Spa
 
 
 def _packed(name: str, owner: _Owner, fmt: SparseFormat) -> Any:
+    if isinstance(owner.module, nn.MultiheadAttention | NonDynamicallyQuantizableLinear):
+        raise ModelError(
+            f"{name} cannot be held in the layout {fmt.final!r}: nn.MultiheadAttention reads it past the layers that "
+            "run packed weights. Use the final layout 'dense'."
+        )
     if owner.parameter.requires_grad:
         raise ModelError(
             f"{name} requires a gradient, and a marked weight in the layout {fmt.final!r} is frozen: it would stop "

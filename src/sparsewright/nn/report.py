@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import kernels
+from ..core import require_module
 from ..layouts import PackedWeight
 from .packed_linear import PackedLinear
 from .sparse_tensor import SparseTensor
@@ -23,7 +24,11 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 
     Returns:
         Module name -> bool of the weight's own shape, True = keep, in the order of the model.
+
+    Raises:
+        ModelError: `model` is no module.
     """
+    require_module(model)
     found = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
@@ -81,7 +86,13 @@ def dispatch_report(model: nn.Module, tokens: int = 1) -> list[DispatchRow]:
     Args:
         model: looked at, never run.
         tokens: input rows of a call; kernels differ in how many they like.
+
+    Raises:
+        ModelError: `model` is no module.
+        KernelError: `tokens` is no whole number, or below 0.
     """
+    require_module(model)
+    kernels.check_tokens(tokens)
     rows = []
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")

@@ -17,7 +17,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from ..core import NM, AbstractPattern, Dense, PatternError, Unstructured, parse_pattern
+from ..core import NM, AbstractPattern, Dense, PatternError, Unstructured, is_number, is_whole, parse_pattern
 from ..solvers import solve_mask
 
 
@@ -91,6 +91,10 @@ class Threshold(AbstractTensorSparsifier):
     least: float
     kind = Kind.STREAMING
 
+    def __post_init__(self) -> None:
+        if not is_number(self.least) or self.least < 0:
+            raise PatternError(f"A threshold is a magnitude, a number of 0 or more, got {self.least!r}.")
+
     def keep(self, tensor: Tensor) -> Tensor:
         """`|x| >= least`."""
         return tensor.abs() >= self.least
@@ -140,8 +144,8 @@ class BlockFraction(AbstractTensorSparsifier):
 
     def __post_init__(self) -> None:
         _check_density(self.density)
-        if self.block < 1:
-            raise PatternError(f"A block has at least 1 element, got {self.block}.")
+        if not is_whole(self.block, 1):
+            raise PatternError(f"A block is a whole number of elements, 1 or more, got {self.block!r}.")
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The same number in every block."""
@@ -196,8 +200,8 @@ def sparsifier_of(text: "str | AbstractPattern | AbstractTensorSparsifier") -> A
 
 
 def _check_density(density: float) -> None:
-    if not 0.0 < density <= 1.0:
-        raise PatternError(f"A density lies above 0 and is at most 1, got {density}.")
+    if not is_number(density) or not 0.0 < density <= 1.0:
+        raise PatternError(f"A density is a number above 0 and at most 1, got {density!r}.")
 
 
 def _largest_of_blocks(tensor: Tensor, n: int, block: int) -> Tensor:

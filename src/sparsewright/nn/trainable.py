@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import KernelError, ModelError, require_module
+from ..kernels.flops import tell_flop_counters
 from ..kernels.sparse_linear.autocast import as_float32
 from ..kernels.sparse_linear.library import library
 from ..kernels.sparse_linear.op import check_call
@@ -81,6 +82,7 @@ def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tenso
     check_call(x, in_, out, bias)
     if not torch.compiler.is_compiling():
         check_eager(x, packed, bias)
+        tell_flop_counters()
     values = torch.ops.sparsewright.kept_values(weight)
     index, pointers = packed.tensors["index"], packed.tensors["pointers"]
     y: Tensor = torch.ops.sparsewright.linear(x, values, index, pointers, bias, out, kept_per_8(packed.pattern))

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from ..hardware import this_machine
-from ..layouts import float_layout
+from ..layouts import choose_layout, float_layout
 from ..search import Choice, CostTable
 from .costs import device_rows
 from .deliver import final_judgement
@@ -110,7 +112,7 @@ def _sensitivity_rows(search: PlanSearch) -> list[dict[str, Any]]:
 
 def _layout(choice: Choice, shape: tuple[int, int]) -> str:
     if choice.value_dtype == "int8":
-        return "int8"
+        return choose_layout(choice.pattern, shape, torch.int8)
     return "" if choice.is_dense else float_layout(choice.pattern, shape)
 
 

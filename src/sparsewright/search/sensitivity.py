@@ -236,7 +236,8 @@ class _Metric:
 
     def int8_error(self) -> float:
         """Error of int8 weights (one scale per row) and of inputs rounded to 7 bits (one range per token, taken as
-        eight deviations of all inputs, or four of the widest if that is more)."""
+        eight deviations of all inputs, or four of the widest if that is more). Where rows choose alone inputs stay
+        exact, so that it is a bound from above."""
         rounded = layouts.get("int8").rounded(self._weight, torch.int8)
         spread = max(8 * self._input_square**0.5, 4 * self._widest_square**0.5)
         noise = self._tokens * (spread / 127) ** 2 / 12 * float(self._weight.square().sum())

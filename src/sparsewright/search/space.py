@@ -17,7 +17,7 @@ from ..core import (
     parse_pattern,
     suggest,
 )
-from ..hardware import AbstractTarget, ModelTime, runs_with
+from ..hardware import AbstractTarget, ModelTime
 from ..layouts import layouts
 
 Shape = tuple[int, int]
@@ -128,7 +128,7 @@ class CostTable:
 
 
 def make_choices(patterns: Iterable[AbstractPattern | str], value_dtypes: Sequence[ValueType]) -> list[Choice]:
-    """Every sparse pattern with every value type that a kernel runs it with; `int8` adds the dense int8 layer.
+    """Every sparse pattern with every value type; `int8` adds the dense int8 layer.
 
     Raises:
         PlanError: the value types are no list of known ones.
@@ -139,7 +139,7 @@ def make_choices(patterns: Iterable[AbstractPattern | str], value_dtypes: Sequen
     if unknown:
         raise PlanError(f"There are no {unknown[0]!r} values. {suggest(str(unknown[0]), VALUE_BITS)}")
     parsed = [parse_pattern(pattern) for pattern in patterns]
-    made = [Choice(p, v) for p in parsed if not isinstance(p, Dense) for v in value_dtypes if runs_with(p, v)]
+    made = [Choice(p, v) for p in parsed if not isinstance(p, Dense) for v in value_dtypes]
     return [*dict.fromkeys(made), *([Choice(Dense(), "int8")] if "int8" in value_dtypes else [])]
 
 

@@ -232,7 +232,7 @@ def _fit(ref: LayerRef, dense: LayerRef, moments: _Moments, damping: float, iter
 
     before, after = error(weight), error(fitted)
     if after < before:
-        ref.set_weight(fitted.to(ref.get_weight().dtype), mask.clone())
+        ref.set_weight(fitted.to(ref.get_weight().dtype), mask.clone(), ref.remembered_pattern)
         if bias is not None:
             own = dense_bias.double() if dense_bias is not None else torch.zeros_like(bias, dtype=torch.float64)
             bias.copy_(own + target @ moments.dense_mean - ref.get_weight().double() @ moments.mean)

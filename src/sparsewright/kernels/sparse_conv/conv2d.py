@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 from torch.nn import functional
 
 from ...layouts import PackedWeight
+from ..flops import tell_flop_counters
 from ..sparse_linear.autocast import as_float32
 from ..sparse_linear.linear import _needs_operator
 from ..sparse_linear.operand import NativeOperand, native_operand
@@ -96,7 +98,8 @@ def _batched(x: Tensor, packed: PackedWeight, bias: Tensor | None, how: Geometry
     check_call(x, out, columns, bias, how)
     if not torch.compiler.is_compiling():
         check_eager(x, packed, bias)
-    if torch.compiler.is_compiling() or _needs_operator(x, bias):
+        tell_flop_counters()
+    if torch.compiler.is_compiling() or _profiler_enabled() or _needs_operator(x, bias):
         tensors = packed.tensors
         y: Tensor = torch.ops.sparsewright.conv2d(
             x,

@@ -1,6 +1,6 @@
 """`y = x W^T + b` with a packed weight W."""
 
-from .dispatch import dispatch_table, set_dispatch_table, which, why_not
+from .dispatch import check_tokens, dispatch_table, set_dispatch_table, which, why_not
 from .linear import linear
 from .missing import OnMissing, count_dense_run, dense_runs, forget_dense_runs, missing_choice, on_missing
 from .operators import AbstractLinear, operators, register_operator
@@ -11,6 +11,7 @@ __all__ = [
     "AbstractLinear",
     "OnMissing",
     "Sharing",
+    "check_tokens",
     "count_dense_run",
     "dense_runs",
     "dispatch_table",

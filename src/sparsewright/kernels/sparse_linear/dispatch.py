@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..._native import forget_plans
-from ...core import DispatchEntry, DispatchTable, instruction_set
+from ...core import DispatchEntry, DispatchTable, KernelError, instruction_set, is_whole
 from ...layouts import PackedWeight
 from .candidates import CANDIDATES, NATIVE, TRITON, AbstractNative
 from .no_kernel import no_kernel
@@ -96,6 +96,12 @@ def choose_triton(
     raise no_kernel(reasons)
 
 
+def check_tokens(tokens: object) -> None:
+    """Raise KernelError unless `tokens` counts rows. Sizes that torch.compile leaves open do."""
+    if not isinstance(tokens, torch.SymInt) and not is_whole(tokens, 0):
+        raise KernelError(f"Tokens are the rows of x, a whole number of 0 or more, got {tokens!r}.")
+
+
 def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
     """What stands against each kernel for this weight and batch.
 
@@ -105,7 +111,11 @@ def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
 
     Returns:
         Kernel name -> reasons; an empty list means that it is able.
+
+    Raises:
+        KernelError: `tokens` is no whole number, or below 0.
     """
+    check_tokens(tokens)
     return {candidate.name: candidate.why_not(packed, tokens) for candidate in (*CANDIDATES, *registered())}
 
 

@@ -1,11 +1,16 @@
-"""`linear`: the public door. A few microseconds in eager inference, the registered operator everywhere else."""
+"""`linear`: the public door. A few microseconds in eager inference, the registered operator everywhere else.
+
+A profiler or a dispatch mode that is on counts as elsewhere, so that it sees the call.
+"""
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 from torch.nn import Parameter
 
 from ...core import KernelError
 from ...layouts import PackedWeight
+from ..flops import tell_flop_counters
 from .activations import CODES, Activation, apply_activation, check_activation
 from .autocast import as_float32
 from .candidates import CANDIDATES
@@ -59,13 +64,16 @@ def linear(
     if on_missing is not None and on_missing not in ("error", "dense"):
         raise KernelError(f"on_missing is 'error' or 'dense', got {on_missing!r}.")
     compiling = torch.compiler.is_compiling()
-    if not compiling and not in_forward_ad() and (activation is None or type(activation) is str):
+    watched = not compiling and _profiler_enabled()
+    if not (compiling or watched or in_forward_ad()) and (activation is None or type(activation) is str):
         quick, code = quick_calls.get(id(packed)), CODES.get(activation)
         if quick is not None and code is not None:
             quick_y = quick(x, bias, code)
             if quick_y is not None:
                 return quick_y
     _check_types(x, packed, bias)
+    if not compiling:
+        tell_flop_counters()
     if activation is not None:
         check_activation(activation)
     if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
@@ -78,7 +86,7 @@ def linear(
         return apply_activation(masked_dense(x, packed, bias), activation)
     if not compiling:
         check_eager(x, packed, bias)
-    if compiling or _needs_operator(x, bias):
+    if compiling or watched or _needs_operator(x, bias):
         return apply_activation(registered_linear(x, packed, bias), activation)
     operand = native_operand(packed)
     out, in_ = operand.out, operand.in_
