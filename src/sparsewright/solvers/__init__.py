@@ -1,6 +1,16 @@
 """Floor 2: scores and a pattern in, a mask out. One file per solver; importing this package registers them all."""
 
-from . import blocks, group_top_n, grouped_nm, transposable, unstructured, vector_top_n
+from . import (
+    blocks,
+    group_top_n,
+    grouped_nm,
+    row_then_column,
+    transposable,
+    tsenor,
+    two_approximation,
+    unstructured,
+    vector_top_n,
+)
 from .base import AbstractMaskSolver, Count, Edge, MaskSolution, solve_mask, solvers
 from .ranking import top_counts, top_n
 from .sharing import spread, unit_scores
@@ -15,6 +25,7 @@ __all__ = [
     "blocks",
     "group_top_n",
     "grouped_nm",
+    "row_then_column",
     "solve_global",
     "solve_mask",
     "solve_tiles",
@@ -23,6 +34,8 @@ __all__ = [
     "top_counts",
     "top_n",
     "transposable",
+    "tsenor",
+    "two_approximation",
     "unit_scores",
     "unstructured",
     "vector_top_n",
