@@ -6,7 +6,8 @@ from torch import Tensor
 
 def cut_tiles(matrix: Tensor, size: int) -> Tensor:
     """`(out, in)` -> `(tiles, size, size)`, row by row; both dimensions are multiples of `size`."""
-    return matrix.unflatten(0, (-1, size)).unflatten(2, (-1, size)).transpose(1, 2).reshape(-1, size, size)
+    out, in_ = matrix.shape
+    return matrix.reshape(out // size, size, in_ // size, size).transpose(1, 2).reshape(-1, size, size)
 
 
 def join_tiles(tiles: Tensor, out: int, in_: int) -> Tensor:

@@ -262,20 +262,18 @@ void solve_any(const Chunk &c, std::int64_t at, int columns, const float *a, con
     p.kept[tile] = std::ldexp(t.sum_of(forced), exponent);
 }
 
-// Prices, gap and kept sum of a tile that sweeps have settled.
-template <int P> void write_certificate(const Chunk &c, const Panel<P> &panel, int at, std::int64_t tile, int m,
-                                        const std::uint64_t *kept) {
-    const TransposableProblem &p = *c.p;
-    for (int i = 0; i < m; ++i) p.row_prices[tile * m + i] = panel.a[at + i];
-    for (int j = 0; j < m; ++j) p.column_prices[tile * m + j] = panel.b[at + j];
+// Prices, gap and kept sum of a tile whose mask agrees with the prices of sweeps.
+template <int P> inline void write_certificate(const TransposableProblem &p, const Panel<P> &panel, int at, std::int64_t tile, int m, double sum) {
+    double *rows = p.row_prices + tile * m, *columns = p.column_prices + tile * m;
+    if (m == P) {
+        for (int i = 0; i < P; i += wide_lanes) {
+            store(rows + i, widened(panel.a + at + i));
+            store(columns + i, widened(panel.b + at + i));
+        }
+    } else {
+        for (int i = 0; i < m; ++i) rows[i] = panel.a[at + i], columns[i] = panel.b[at + i];
+    }
     p.gap[tile] = 0;
-    D sums[P / wide_lanes > 0 ? P / wide_lanes : 1] = {};
-    for (int i = 0; i < m; ++i)
-        for (int k = 0; k < P / wide_lanes; ++k)
-            sums[k] += choose(static_cast<std::uint32_t>(kept[i] >> (k * wide_lanes)) & static_cast<std::uint32_t>(below(wide_lanes)),
-                              widened(panel.w[i] + at + k * wide_lanes), D{});
-    double sum = 0;
-    for (int j = 0; j < m; ++j) sum += sums[j / wide_lanes][j % wide_lanes];
     p.kept[tile] = sum;
 }
 
@@ -292,9 +290,9 @@ void finish_tile(const Chunk &c, const Panel<P> &panel, int tile, std::int64_t a
         t.open[i] = t.open_of[i] = below(m);
     }
     follow_ties<P>(panel, tile, m, t);
-    const bool tied = t.settle_ties();
-    if (!tied || p.at_most) {
-        load_square(t, c.scores + at, c.stride);
+    const bool settled = t.settle_ties() && !p.at_most;
+    if (!settled || p.row_prices) load_square(t, c.scores + at, c.stride);
+    if (!settled) {
         t.fill_prices();
         int stuck = 0;
         if (!t.repair(stuck)) return report(c, number, 2, stuck);
@@ -305,7 +303,7 @@ void finish_tile(const Chunk &c, const Panel<P> &panel, int tile, std::int64_t a
         write_bytes(kept[i], c.mask + i * p.in + at, m);
     }
     if (!p.row_prices) return;
-    if (tied && !p.at_most) return write_certificate<P>(c, panel, tile * P, number, m, kept);
+    if (settled) return write_certificate<P>(p, panel, tile * P, number, m, t.sum_of(kept));
     write_prices(p, number, t, 0);
     p.gap[number] = t.gap();
     p.kept[number] = t.sum_of(kept);
@@ -351,11 +349,16 @@ template <int P, bool half> void solve_square(const Chunk &c) {
                 solve_any(c, at, m, nullptr, nullptr);
             } else if (!floats_are_exact(c, at, m)) {
                 solve_any(c, at, m, panel.a + tile * P, panel.b + tile * P);
-            } else if (!follow_prices<P>(panel, tile, n, m, p.at_most, kept)) {
-                finish_tile<P>(c, panel, tile, at, m, kept);
             } else {
+                double sum = 0;
+                const bool proves = p.row_prices != nullptr;
+                if (!(proves ? follow_prices<P, true>(panel, tile, n, m, p.at_most, kept, sum)
+                             : follow_prices<P, false>(panel, tile, n, m, p.at_most, kept, sum))) {
+                    finish_tile<P>(c, panel, tile, at, m, kept);
+                    continue;
+                }
                 for (int i = 0; i < m; ++i) write_bytes(kept[i], c.mask + i * p.in + at, m);
-                if (p.row_prices) write_certificate<P>(c, panel, tile * P, c.first_tile + first + tile, m, kept);
+                if (proves) write_certificate<P>(p, panel, tile * P, c.first_tile + first + tile, m, sum);
             }
         }
     }
@@ -399,10 +402,8 @@ template <int n, bool at_most> void solve_fours(const Chunk &c) {
                 const int tile = l % 4 * (lanes / 4) + l / 4;
                 if (tile < here && !floats_are_exact(c, (first + tile) * 4, 4)) unsolved[l] = -1;
             }
-        const I mask = in_order(found.mask);
         for (int i = 0; i < 4; ++i) {
-            const I four = mask >> (4 * i) & splat(15);
-            const I row = (four | four << 7 | four << 14 | four << 21) & splat(0x01010101);
+            const I row = in_order(found.rows[i]);
             std::uint8_t *to = c.mask + i * p.in + first * 4;
             if (here == lanes) {
                 store(to, row);
@@ -434,7 +435,7 @@ template <int n, bool at_most> void solve_fours(const Chunk &c) {
             for (int j = 0; j < 4; ++j) {
                 D column[2] = {};
                 for (int i = 0; i < 4; ++i) {
-                    const I chosen = (found.mask >> (4 * i + j) & splat(1)) == splat(1);
+                    const I chosen = (found.rows[i] >> (8 * j) & splat(1)) == splat(1);
                     store(kept_cells, (F)((I)w[i][j] & chosen));
                     column[0] += widened(kept_cells);
                     column[1] += widened(kept_cells + wide_lanes);

@@ -65,7 +65,7 @@ template <int n> inline void order4(F v0, F v1, F v2, F v3, F &nth, F &after) {
 
 // What the tiles of a vector came to.
 struct FourResult {
-    I mask;      // 16 bits per lane
+    I rows[4];   // kept cells, one byte per column
     I unsolved;  // lanes that need shortest paths
     F a[4], b[4];
 };
@@ -117,10 +117,11 @@ inline FourResult solve_four(const F (&w)[4][4], I size, const F *first_b) {
             }
             still &= ~fits;
             if (turn == four_sweeps || !any(still)) return;
-            const F step = tied ? splat(1.0f) : splat(turn + 1 < four_sweeps ? overshoot : 1.0f);
+            const float reach = turn + 1 < four_sweeps ? overshoot : 1.0f;
+            const F new_part = tied ? half : splat(0.5f * reach), old_part = tied ? none : splat(1.0f - reach);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
-                F price = b[j] + step * (sum[j] * half - b[j]);
+                F price = old_part * b[j] + new_part * sum[j];
                 if (clamped) price = greatest(price, none);
                 b[j] = still ? price : b[j];
             }
@@ -136,44 +137,53 @@ inline FourResult solve_four(const F (&w)[4][4], I size, const F *first_b) {
         if (any(goes_on)) sweep(goes_on, std::true_type{});
     }
     for (int i = 0; i < 4; ++i) a[i] = on_grid(a[i], grid), b[i] = on_grid(b[i], grid);
-    I mask{}, rows_fit = splat(-1), column[4] = {};
-    const F most = grid * splat(0.5f / 1.5f);
+    I column{}, fits = splat(-1);
+    F farthest = none;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
         I row{};
 #pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) row |= w[i][j] > a[i] + b[j] ? splat(1 << (8 * j)) : I{};
+        out.rows[i] = row;
+        column += row;
+        const I both = row + (row >> 16), count = (both + (both >> 8)) & splat(255);
+        I meets = count == splat(n);
+        if (at_most) meets |= (count < splat(n)) & (a[i] == none);
+        fits &= meets;
+        farthest = greatest(farthest, greatest((F)((I)a[i] & splat(0x7fffffff)), (F)((I)b[i] & splat(0x7fffffff))));
+    }
+    if constexpr (at_most) {
         for (int j = 0; j < 4; ++j) {
-            const F both = a[i] + b[j];
-            const I one = w[i][j] > both ? splat(1) : I{};
-            row += one;
-            column[j] += one;
-            mask |= one << (4 * i + j);
+            const I count = column >> (8 * j) & splat(255);
+            fits &= (count == splat(n)) | ((count < splat(n)) & (b[j] == none));
         }
-        I fits = row == splat(n);
-        if (at_most) fits |= (row < splat(n)) & (a[i] == none);
-        rows_fit &= fits & (a[i] < most) & (a[i] > -most);
+    } else {
+        fits &= column == splat(n * 0x01010101);
     }
-    for (int j = 0; j < 4; ++j) {
-        I fits = column[j] == splat(n);
-        if (at_most) fits |= (column[j] < splat(n)) & (b[j] == none);
-        rows_fit &= fits & (b[j] < most) & (b[j] > -most);
-    }
-    out.unsolved = ~rows_fit;
-    out.mask = mask;
+    const I bounded = farthest < grid * splat(0.5f / 1.5f);
+    out.unsolved = ~(fits & bounded);
     if (!at_most && any(out.unsolved)) {
-        I even{}, inside = splat(-1);
+        I mask{}, even{};
         for (int i = 0; i < 4; ++i)
-            for (int j = 0; j < 4; ++j) even |= w[i][j] == a[i] + b[j] ? splat(1 << (4 * i + j)) : I{};
-        for (int i = 0; i < 4; ++i) inside &= (a[i] < most) & (a[i] > -most) & (b[i] < most) & (b[i] > -most);
-        I open = out.unsolved & inside & (even != I{});
+            for (int j = 0; j < 4; ++j) {
+                const F both = a[i] + b[j];
+                mask |= w[i][j] > both ? splat(1 << (4 * i + j)) : I{};
+                even |= w[i][j] == both ? splat(1 << (4 * i + j)) : I{};
+            }
+        I open = out.unsolved & bounded & (even != I{}), chosen{};
         if (any(open)) {
-            const I never = ~(mask | even);
+            const I never = ~(mask | even), asked = open;
             for (int c = 0; c < masks.count; ++c) {
                 const I candidate = splat(static_cast<std::int32_t>(masks.of[c]));
-                const I fits = (((mask & ~candidate) | (candidate & never)) == I{}) & open;
-                out.mask = fits ? candidate : out.mask;
-                open &= ~fits;
-                out.unsolved &= ~fits;
+                const I agrees = (((mask & ~candidate) | (candidate & never)) == I{}) & open;
+                chosen = agrees ? candidate : chosen;
+                open &= ~agrees;
+            }
+            const I settled = asked & ~open;
+            out.unsolved &= ~settled;
+            for (int i = 0; i < 4; ++i) {
+                const I four = chosen >> (4 * i) & splat(15);
+                out.rows[i] = settled ? (four | four << 7 | four << 14 | four << 21) & splat(0x01010101) : out.rows[i];
             }
         }
     }

@@ -44,6 +44,7 @@ struct Transport {
     alignas(64) double far[2 * largest_tile];   // least cost so far
     alignas(64) double next[2 * largest_tile];  // the same where not settled, infinity elsewhere
     std::uint8_t order[2 * largest_tile];       // when it was settled
+    std::uint64_t settled_rows, settled_columns;
     double ground;
 
     static constexpr int ground_node = 2 * largest_tile;
@@ -94,8 +95,8 @@ struct Transport {
     }
 
     // Whether the counts of a node must be met exactly.
-    bool bound_row(int i) const { return !at_most || a[i] > 0; }
-    bool bound_column(int j) const { return !at_most || b[j] > 0; }
+    bool bound_row(int i) const { return !at_most | (a[i] > 0); }
+    bool bound_column(int j) const { return !at_most | (b[j] > 0); }
 
     struct Ends {
         std::uint64_t source_rows, source_columns, target_rows, target_columns;
@@ -106,14 +107,15 @@ struct Transport {
     Ends ends() const {
         Ends e{0, 0, 0, 0};
         for (int i = 0; i < rows; ++i) {
-            const std::uint64_t bit = std::uint64_t{1} << i;
-            if (row_count[i] > row_keep[i]) e.target_rows |= bit;
-            else if (row_count[i] < row_keep[i] && bound_row(i)) e.source_rows |= bit;
+            const std::uint64_t over = row_count[i] > row_keep[i], under = (row_count[i] < row_keep[i]) & bound_row(i);
+            e.target_rows |= over << i;
+            e.source_rows |= under << i;
         }
         for (int j = 0; j < columns; ++j) {
-            const std::uint64_t bit = std::uint64_t{1} << j;
-            if (column_count[j] > column_keep[j]) e.source_columns |= bit;
-            else if (column_count[j] < column_keep[j] && bound_column(j)) e.target_columns |= bit;
+            const std::uint64_t over = column_count[j] > column_keep[j],
+                                under = (column_count[j] < column_keep[j]) & bound_column(j);
+            e.source_columns |= over << j;
+            e.target_columns |= under << j;
         }
         return e;
     }
@@ -275,6 +277,7 @@ struct Transport {
         for (int i = 0; i < rows_up; ++i) far[i] = next[i] = infinity;
         for (int j = 0; j < columns_up; ++j) far[largest_tile + j] = next[largest_tile + j] = infinity;
         ground = infinity;
+        settled_rows = settled_columns = 0;
         if (from_ground) {
             for (int i = 0; i < rows; ++i)
                 if (a[i] == 0 && row_count[i] < row_keep[i]) far[i] = next[i] = 0;
@@ -301,8 +304,13 @@ struct Transport {
             next[target] = infinity;
             order[target] = static_cast<std::uint8_t>(settled++);
             // Settled nodes are marked by an infinite `next`; `far` holds their cost.
-            if (is_row) offer_row(target, length);
-            else offer_column(target - largest_tile, length);
+            if (is_row) {
+                settled_rows |= std::uint64_t{1} << target;
+                offer_row(target, length);
+            } else {
+                settled_columns |= std::uint64_t{1} << (target - largest_tile);
+                offer_column(target - largest_tile, length);
+            }
         }
         trace(target, length, settled, from_ground, e);
         const double shift = from_ground ? 0 : length;
@@ -315,48 +323,57 @@ struct Transport {
         return true;
     }
 
-    bool was_settled(int node, int before) const { return next[node] == infinity && far[node] < infinity && order[node] < before; }
-
     // Walks back over settled nodes whose cost plus the step is the cost of where it stands, and flips the cells.
     void trace(int node, double length, int before, bool from_ground, const Ends &e) {
-        std::uint64_t first_rows = e.source_rows, first_columns = e.source_columns;
         int cells[2 * largest_tile][2], count = 0;
         if (node == ground_node) {
-            node = -1;
-            for (int j = 0; j < columns && node < 0; ++j)
-                if (was_settled(largest_tile + j, before) && b[j] == 0 && column_count[j] < column_keep[j] &&
-                    far[largest_tile + j] == length)
-                    node = largest_tile + j;
-            for (int i = 0; i < rows && node < 0; ++i)
-                if (was_settled(i, before) && far[i] + a[i] == length) node = i;
+            std::uint64_t at_rest = 0, able = 0;
+            for (int j = 0; j < columns; ++j)
+                at_rest |= static_cast<std::uint64_t>(b[j] == 0 && column_count[j] < column_keep[j] &&
+                                                      far[largest_tile + j] == length) << j;
+            for (int i = 0; i < rows; ++i) able |= static_cast<std::uint64_t>(far[i] + a[i] == length) << i;
+            node = earlier(at_rest & settled_columns, largest_tile, before);
+            if (node < 0) node = earlier(able & settled_rows, 0, before);
             if (node < 0) return;
             before = order[node];
         }
         while (true) {
-            const double here = node < 0 ? 0 : far[node];
+            const double here = far[node];
+            const D cost = splat(here), nothing = D{};
+            std::uint64_t able = 0;
             if (node < largest_tile) {
                 const int i = node;
-                if (from_ground ? here == 0 && a[i] == 0 && row_count[i] < row_keep[i] : (first_rows >> i & 1) && here == 0) break;
-                node = -1;
-                for (int j = 0; j < columns && node < 0; ++j) {
-                    if (!(kept[i] >> j & 1) || !was_settled(largest_tile + j, before)) continue;
-                    const double r = w[i * columns_up + j] - a[i] - b[j];
-                    if (far[largest_tile + j] + (r > 0 ? r : 0) == here) node = largest_tile + j, cells[count][0] = i, cells[count++][1] = j;
+                if (from_ground ? here == 0 && a[i] == 0 && row_count[i] < row_keep[i] : (e.source_rows >> i & 1) && here == 0) break;
+                for (int j = 0; j < columns_up; j += wide_lanes) {
+                    const D r = load<D>(w + i * columns_up + j) - splat(a[i]) - load<D>(b + j);
+                    able |= static_cast<std::uint64_t>(zero(load<D>(far + largest_tile + j) + greatest(r, nothing) - cost)) << j;
                 }
+                node = earlier(able & kept[i] & settled_columns, largest_tile, before);
+                if (node < 0) break;
+                cells[count][0] = i;
+                cells[count++][1] = node - largest_tile;
             } else {
                 const int j = node - largest_tile;
-                if (from_ground ? here == b[j] : (first_columns >> j & 1) && here == 0) break;
-                node = -1;
-                for (int i = 0; i < rows && node < 0; ++i) {
-                    if (!((open[i] & ~kept[i]) >> j & 1) || !was_settled(i, before)) continue;
-                    const double r = w[i * columns_up + j] - a[i] - b[j];
-                    if (far[i] + (-r > 0 ? -r : 0) == here) node = i, cells[count][0] = i, cells[count++][1] = j;
+                if (from_ground ? here == b[j] : (e.source_columns >> j & 1) && here == 0) break;
+                for (int i = 0; i < rows_up; i += wide_lanes) {
+                    const D r = load<D>(t + j * rows_up + i) - load<D>(a + i) - splat(b[j]);
+                    able |= static_cast<std::uint64_t>(zero(load<D>(far + i) + greatest(-r, nothing) - cost)) << i;
                 }
+                node = earlier(able & open_of[j] & ~kept_of[j] & settled_rows, 0, before);
+                if (node < 0) break;
+                cells[count][0] = node;
+                cells[count++][1] = j;
             }
-            if (node < 0) break;
             before = order[node];
         }
         for (int k = 0; k < count; ++k) flip(cells[k][0], cells[k][1]);
+    }
+
+    // The first of these rows or columns that was settled before; -1: none.
+    int earlier(std::uint64_t able, int first, int before) const {
+        for (; able; able &= able - 1)
+            if (const int node = first + lowest_bit(able); order[node] < before) return node;
+        return -1;
     }
 
     // Lets units move along ties as long as any can; true where counts are met then. Needs no scores.

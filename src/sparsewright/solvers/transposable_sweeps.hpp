@@ -31,7 +31,8 @@ template <int n> struct Network {
 };
 template <int n> constexpr Network<n> network{};
 
-template <int n, std::size_t... step> inline void sort_steps(F *v, std::index_sequence<step...>) {
+template <int n, std::size_t... step>
+__attribute__((always_inline)) inline void sort_steps(F *v, std::index_sequence<step...>) {
     const auto one = [v](int i, int j) __attribute__((always_inline)) {
         const F high = greatest(v[i], v[j]), low = least(v[i], v[j]);
         v[i] = high;
@@ -40,21 +41,30 @@ template <int n, std::size_t... step> inline void sort_steps(F *v, std::index_se
     (one(network<n>.first[step], network<n>.second[step]), ...);
 }
 
-template <int n> inline void sort(F *v) { sort_steps<n>(v, std::make_index_sequence<network<n>.count>{}); }
+template <int n> __attribute__((always_inline)) inline void sort(F *v) { sort_steps<n>(v, std::make_index_sequence<network<n>.count>{}); }
 
 // The n-th and (n + 1)-th largest of P values per lane; `half` where n is P / 2.
-template <int P, bool half> inline void order(F *v, int n, F &nth, F &after) {
+template <int P, bool half> __attribute__((always_inline)) inline void order(F *v, int n, F &nth, F &after) {
     constexpr int H = P / 2;
     sort<H>(v);
     sort<H>(v + H);
     if constexpr (half) {
-        nth = greatest(v[0], v[P - 1]);
-        after = least(v[0], v[P - 1]);
+        // The greater of each pair from the ends inwards are the upper half.
 #pragma GCC unroll 32
-        for (int i = 1; i < H; ++i) {
-            nth = least(nth, greatest(v[i], v[P - 1 - i]));
-            after = greatest(after, least(v[i], v[P - 1 - i]));
+        for (int i = 0; i < H; ++i) {
+            const F high = greatest(v[i], v[P - 1 - i]), low = least(v[i], v[P - 1 - i]);
+            v[i] = high;
+            v[P - 1 - i] = low;
         }
+#pragma GCC unroll 5
+        for (int step = H / 2; step; step /= 2)
+#pragma GCC unroll 16
+            for (int i = 0; i < step; ++i) {
+                v[i] = least(v[i], v[i + step]);
+                v[P - 1 - i] = greatest(v[P - 1 - i], v[P - 1 - i - step]);
+            }
+        nth = v[0];
+        after = v[P - 1];
     } else {
         // The k-th largest of both halves: the best over p + q = k of the lesser of the p-th and the q-th.
         const auto kth = [v](int k) {
@@ -70,9 +80,12 @@ template <int P, bool half> inline void order(F *v, int n, F &nth, F &after) {
     }
 }
 
-// Tiles side by side that fill a vector: one of P columns or more, several smaller ones.
+// How many vectors of small tiles are swept in turns, so that the steps of one fill the waits of the other.
+template <int P> constexpr int vectors_in_flight = P == 8 ? 4 : P == 16 ? 2 : 1;
+
+// Tiles side by side that fill so many vectors.
 template <int P> struct Panel {
-    static constexpr int tiles = lanes > P ? lanes / P : 1;
+    static constexpr int tiles = lanes * vectors_in_flight<P> > P ? lanes * vectors_in_flight<P> / P : 1;
     static constexpr int width = P * tiles;
     static constexpr int vectors = width / lanes;
     alignas(64) float w[P][width];  // (row, tile and column)
@@ -82,23 +95,22 @@ template <int P> struct Panel {
     alignas(64) std::int32_t size[width];  // bits of the largest |score| of each column
 };
 
-// Price i of every tile, in the lanes of that tile.
-template <int P> inline F spread(const float *prices, int i, F all) {
-    if constexpr (Panel<P>::tiles == 1) {
-        return splat(prices[i]);
+// Price i of the tiles in vector k, in the lanes of each.
+template <int P> __attribute__((always_inline)) inline F spread(const float *prices, int i, int k) {
+    if constexpr (P >= lanes) {
+        return splat(prices[k * lanes / P * P + i]);
     } else {
-        return __builtin_shuffle(all, lane_map([i](int k) { return k / P * P + i; }));
+        return __builtin_shuffle(load<F>(prices + k * lanes), lane_map([i](int lane) { return lane / P * P + i; }));
     }
 }
 
 template <int P, bool half>
 inline void order_panel(const float (*w)[Panel<P>::width], const float *prices, int n, F *nth, F *after) {
-    const F all = load<F>(prices);
 #pragma GCC unroll 1
     for (int k = 0; k < Panel<P>::vectors; ++k) {
         F v[P];
 #pragma GCC unroll 64
-        for (int i = 0; i < P; ++i) v[i] = load<F>(w[i] + k * lanes) - spread<P>(prices, i, all);
+        for (int i = 0; i < P; ++i) v[i] = load<F>(w[i] + k * lanes) - spread<P>(prices, i, k);
         order<P, half>(v, n, nth[k], after[k]);
     }
 }
@@ -225,7 +237,7 @@ template <int P, bool half> struct Sweeps {
             for (int i = 0; i < m; ++i) a[i] += shift, b[i] -= shift;
             if (goes_on)
                 for (int j = 0; j < m; ++j) b[j] = b[j] > 0 ? b[j] : 0;
-            for (int l = 0; l < P; ++l) still[(tile * P + l) / lanes][(tile * P + l) % lanes] = goes_on ? -1 : 0;
+            set_tile(still, tile, goes_on);
         }
         for (int k = 0; k < vectors; ++k) any_tile |= still[k];
         if (any(any_tile)) sweep<true>(sweeps_of<P>, still);
@@ -236,17 +248,38 @@ template <int P, bool half> struct Sweeps {
         }
     }
 
+    // Calls `of` with each tile and the bits of its lanes, given as one number per vector.
+    template <class Bits, class Of> static void each_tile(Bits bits, Of of) {
+        for (int tile = 0; tile < Panel<P>::tiles; ++tile) {
+            std::uint64_t found = 0;
+            if constexpr (P >= lanes) {
+                for (int k = 0; k < P / lanes; ++k)
+                    found |= static_cast<std::uint64_t>(bits[tile * (P / lanes) + k]) << (k * lanes);
+            } else {
+                found = bits[tile * P / lanes] >> (tile * P % lanes) & below(P);
+            }
+            of(tile, found);
+        }
+    }
+
+    // All bits in the lanes of a tile, or none.
+    static void set_tile(I *v, int tile, bool all) {
+        if constexpr (P >= lanes) {
+            for (int k = 0; k < P / lanes; ++k) v[tile * (P / lanes) + k] = splat(all ? -1 : 0);
+        } else {
+            for (int l = 0; l < P; ++l) v[tile * P / lanes][tile * P % lanes + l] = all ? -1 : 0;
+        }
+    }
+
     // Whether a few neighbours of a tile are equal.
     void find_ties(int m) {
         int equal[Panel<P>::tiles] = {};
-        for (int k = 0; k < vectors; ++k)
-            for (int i = 0; i + 1 < m && i < 8; i += 2) {
-                const std::uint32_t bits = bits_of(load<F>(p.w[i] + k * lanes) == load<F>(p.w[i + 1] + k * lanes));
-                for (int tile = 0; tile < Panel<P>::tiles; ++tile)
-                    equal[tile] += count_bits(Panel<P>::tiles == 1 ? bits : bits >> (tile * P) & below(m));
-            }
-        for (int k = 0; k < vectors; ++k)
-            for (int l = 0; l < lanes; ++l) tied[k][l] = equal[(k * lanes + l) / P] * 16 > m ? -1 : 0;
+        for (int i = 0; i + 1 < m && i < 8; i += 2) {
+            std::uint32_t bits[vectors];
+            for (int k = 0; k < vectors; ++k) bits[k] = bits_of(load<F>(p.w[i] + k * lanes) == load<F>(p.w[i + 1] + k * lanes));
+            each_tile(bits, [&](int tile, std::uint64_t found) { equal[tile] += count_bits(found & below(m)); });
+        }
+        for (int tile = 0; tile < Panel<P>::tiles; ++tile) set_tile(tied, tile, equal[tile] * 16 > m);
     }
 
     // Sweeps to the best prices; at the end row prices fit column prices, and both are put on the grid.
@@ -289,11 +322,9 @@ template <int P, bool half> struct Sweeps {
             if (!any(going)) return;
             if constexpr (Panel<P>::tiles > 1) {
                 // A tile that has converged keeps its prices, whatever its neighbours do.
-                const std::uint32_t bits = bits_of(off[0]);
-                for (int tile = 0; tile < Panel<P>::tiles; ++tile) {
-                    const bool works = bits >> (tile * P) & below(P);
-                    for (int l = 0; l < P; ++l) still[0][tile * P + l] = works ? -1 : 0;
-                }
+                std::uint32_t bits[vectors];
+                for (int k = 0; k < vectors; ++k) bits[k] = bits_of(off[k]);
+                each_tile(bits, [&](int tile, std::uint64_t found) { set_tile(still, tile, found != 0); });
             }
             if (sweep == most) return;
             for (int k = 0; k < vectors; ++k) {
@@ -308,12 +339,13 @@ template <int P, bool half> struct Sweeps {
 };
 
 // Kept cells of one tile as its prices say, bit j of kept[i] for cell (i, j): exact. True where counts are n everywhere,
-// or less where clamped prices are zero.
-template <int P>
-inline bool follow_prices(const Panel<P> &p, int tile, int n, int m, bool at_most, std::uint64_t *kept) {
-    constexpr int vectors = P > lanes ? P / lanes : 1;
+// or less where clamped prices are zero. With `proves`, the sum of what is kept as well: down the columns, then over them.
+template <int P, bool proves>
+inline bool follow_prices(const Panel<P> &p, int tile, int n, int m, bool at_most, std::uint64_t *kept, double &sum) {
+    constexpr int vectors = P > lanes ? P / lanes : 1, doubles = lanes / wide_lanes;
     const int at = tile * P, offset = P > lanes ? at : at / lanes * lanes, shift = at - offset;
     I counts[vectors] = {};
+    D sums[vectors * doubles] = {};
     bool rows_fit = true;
     F b[vectors];
     for (int k = 0; k < vectors; ++k) b[k] = load<F>(p.b + offset + k * lanes);
@@ -325,11 +357,16 @@ inline bool follow_prices(const Panel<P> &p, int tile, int n, int m, bool at_mos
             const F w = load<F>(p.w[i] + offset + k * lanes), both = price + b[k];
             counts[k] += w > both ? splat(1) : I{};
             bits |= static_cast<std::uint64_t>(above(w, both)) << (k * lanes);
+            if constexpr (proves) {
+                const F chosen = w > both ? w : F{};
+#pragma GCC unroll 2
+                for (int d = 0; d < doubles; ++d) sums[k * doubles + d] += widened_part(chosen, d);
+            }
         }
         bits = bits >> shift & below(m);
         kept[i] = bits;
         const int count = count_bits(bits);
-        rows_fit = rows_fit && (count == n || (at_most && count < n && p.a[at + i] == 0));
+        rows_fit = rows_fit & ((count == n) | (at_most & (count < n) & (p.a[at + i] == 0)));
     }
     std::uint64_t wrong = 0;
     const F most = splat(most_of(p.grid[at]));
@@ -339,6 +376,12 @@ inline bool follow_prices(const Panel<P> &p, int tile, int n, int m, bool at_mos
         const F a = load<F>(p.a + offset + k * lanes);
         fits &= (b[k] < most) & (b[k] > -most) & (a < most) & (a > -most);
         wrong |= static_cast<std::uint64_t>(bits_of(~fits)) << (k * lanes);
+    }
+    if constexpr (proves) {
+        sum = 0;
+        alignas(64) double of_column[vectors * lanes];
+        for (int d = 0; d < vectors * doubles; ++d) store(of_column + d * wide_lanes, sums[d]);
+        for (int j = 0; j < m; ++j) sum += of_column[shift + j];
     }
     return rows_fit && !(wrong >> shift & below(m));
 }

@@ -132,10 +132,16 @@ inline D choose(std::uint32_t bits, D chosen, D other) {
 #endif
 }
 
+typedef float Narrow __attribute__((vector_size(vector_bytes / 2)));
+
 // As many floats as there are doubles in a vector, as doubles: exact.
-inline D widened(const float *p) {
-    typedef float Narrow __attribute__((vector_size(vector_bytes / 2)));
-    return __builtin_convertvector(load<Narrow>(p), D);
+inline D widened(const float *p) { return __builtin_convertvector(load<Narrow>(p), D); }
+
+// One of the two halves.
+inline D widened_part(F v, int half) {
+    Narrow parts[2];
+    std::memcpy(parts, &v, sizeof v);
+    return __builtin_convertvector(parts[half], D);
 }
 
 #if defined(__AVX__)
