@@ -118,7 +118,9 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
 
 def _identity(value: Tensor) -> tuple[object, ...]:
     """Equal for two names of one tensor: the same object, or the same memory seen in the same way."""
-    if isinstance(value, SparseTensor) or value.numel() == 0:
+    if isinstance(value, SparseTensor):
+        return (id(value.packed), value.transposed, value.view_shape, value.dtype)
+    if value.numel() == 0:
         return (id(value),)
     return (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
 
