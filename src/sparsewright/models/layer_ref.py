@@ -28,6 +28,7 @@ class LayerRef:
         skipped_reason: why the layer is left dense; empty where it takes part.
         may_ask: the reason is a default: naming the layer in `include` or in a rule lifts it.
         view: how weight and inputs are seen as matrices.
+        also: further modules of this kind with the same parameter; they read the same zeros and hold the same mask.
     """
 
     name: str
@@ -37,6 +38,12 @@ class LayerRef:
     skipped_reason: str = ""
     may_ask: bool = False
     view: AbstractView = field(default=LINEAR, repr=False)
+    also: tuple[nn.Module, ...] = field(default=(), repr=False)
+
+    @property
+    def holders(self) -> tuple[nn.Module, ...]:
+        """Every module that runs with this weight, the layer's own first."""
+        return (self.module, *self.also)
 
     @property
     def runs_packed(self) -> bool:
@@ -75,11 +82,12 @@ class LayerRef:
             stored = self.module.weight
             assert isinstance(stored, Tensor)
             stored.copy_(self.view.as_stored(kept, self.module))
-        if mask is None:
-            self.module._buffers.pop(MASK, None)
-        else:
-            own = self.view.as_stored(mask.to(stored.device), self.module)
-            self.module.register_buffer(MASK, own.clone(), persistent=True)
+        for module in self.holders:
+            if mask is None:
+                module._buffers.pop(MASK, None)
+            else:
+                own = self.view.as_stored(mask.to(stored.device), module)
+                module.register_buffer(MASK, own.clone(), persistent=True)
 
     def get_packed(self) -> PackedWeight | None:
         """The packed weight that the layer runs, or None where its weight is a plain tensor."""
@@ -106,9 +114,10 @@ class LayerRef:
                 f"it has the shape {self.shape}, got {packed.shape}" if self.runs_packed else f"it is a {self.kind}"
             )
             raise ModelError(f"{self.name} cannot run this packed weight: {reason}. Leave it masked or dense.")
-        tensor = self.as_tensor(packed)
-        self.module.register_parameter("weight", cast(nn.Parameter, as_parameter(tensor)))
-        self.module._buffers.pop(MASK, None)
+        parameter = cast(nn.Parameter, as_parameter(self.as_tensor(packed)))
+        for module in self.holders:
+            module.register_parameter("weight", parameter)
+            module._buffers.pop(MASK, None)
 
     def _require_weight(self) -> None:
         weight = self.module._parameters.get("weight")

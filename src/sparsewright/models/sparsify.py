@@ -269,6 +269,6 @@ def _unchanged_on_error(refs: Sequence[LayerRef]) -> Iterator[None]:
     except BaseException:
         for ref, weight, mask in kept:
             ref.set_weight(weight, mask)
-            if mask is None:
-                ref.module._non_persistent_buffers_set.discard(MASK)
+            for module in ref.holders if mask is None else ():
+                module._non_persistent_buffers_set.discard(MASK)
         raise
