@@ -27,6 +27,7 @@ from ..core import (
     SparsewrightError,
     atomic_write,
     require_module,
+    require_whole,
 )
 from ..layouts import PackedWeight
 from ..models import eval_mode
@@ -85,7 +86,7 @@ def export_onnx(
 
     Raises:
         MissingPackageError: onnx or onnxscript is not installed, or onnxruntime where `check` asks for it.
-        ModelError: torch cannot export the model, or its answer holds no tensor.
+        ModelError: torch cannot export the model, it is sharded, or its answer holds no tensor.
         KernelError: a packed layer is of a layout that has no ONNX operator.
         BundleError: onnxruntime answers otherwise than torch, or the file would be larger than 2 GiB.
         FileError: the folder is read-only, or the disk is full; nothing was changed.
@@ -93,6 +94,8 @@ def export_onnx(
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
     require_module(model)
     goal = Path(path)
+    for name, parameter in model.named_parameters():
+        require_whole(parameter, name)
     _require_forms(model)
     names, args, kwargs = _call(example)
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]

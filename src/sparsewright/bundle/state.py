@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..core import NM, AbstractPattern, BundleError, LayerPlan, Plan, require_finite
+from ..core import NM, AbstractPattern, BundleError, LayerPlan, Plan, require_finite, require_whole
 from ..layouts import PackedWeight, float_layout, infer_pattern, layouts, pack
 from ..models import MASK, LayerRef
 from ..models import layers as find_layers
@@ -80,6 +80,7 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
     Raises:
         NumericError: a parameter holds NaN or infinity; the message names it.
         BundleError: the state holds something other than tensors.
+        ModelError: a tensor is sharded.
     """
     state = ModelState()
     planned = dict(plan.layers) if plan is not None else {}
@@ -98,6 +99,7 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
             raise BundleError(
                 f"A bundle stores tensors only, but {name!r} is a {type(value).__name__}. Remove it first."
             )
+        require_whole(value, name)
         if value.is_meta:
             raise BundleError(f"{name!r} is on the meta device and has no data to save. Load the weights first.")
         key = _identity(value)
@@ -186,6 +188,13 @@ def _add_plain(state: ModelState, name: str, value: Tensor, is_parameter: bool, 
 
 
 def wanted_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """State names and shapes that a file for this model must hold, tied names included, masks left out."""
+    """State names and shapes that a file for this model must hold, tied names included, masks left out.
+
+    Raises:
+        ModelError: a tensor of the model is sharded, so that no file can fill it.
+    """
     state: Mapping[str, object] = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            require_whole(value, name)
     return {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor) and not is_mask(name)}

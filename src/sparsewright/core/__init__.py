@@ -26,6 +26,7 @@ from .numeric import require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
 from .registry import Registry, RegistryError
+from .sharded import is_distributed, require_whole
 from .stats import LayerStats
 
 __all__ = [
@@ -63,10 +64,12 @@ __all__ = [
     "atomic_write",
     "file_error",
     "instruction_set",
+    "is_distributed",
     "parse_pattern",
     "read_json",
     "require_finite",
     "require_module",
+    "require_whole",
     "suggest",
     "vector_lanes",
     "write_json",

@@ -6,7 +6,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from ..core import ModelError
+from ..core import ModelError, require_whole
 from ..layouts import PackedWeight
 from ..nn import SparseTensor, as_parameter
 from .views import LINEAR, AbstractView
@@ -72,7 +72,7 @@ class LayerRef:
             mask: `(out, in)` bool, True = keep, becomes the persistent buffer `weight_mask`; None drops that buffer.
 
         Raises:
-            ModelError: another shape, or the layer holds no plain weight (it was packed).
+            ModelError: another shape, or the layer holds no plain weight (it was packed) or a part of one (sharded).
         """
         self._require_weight()
         if tuple(weight.shape) != self.shape or (mask is not None and tuple(mask.shape) != self.shape):
@@ -123,3 +123,4 @@ class LayerRef:
         weight = self.module._parameters.get("weight")
         if weight is None or isinstance(weight, SparseTensor) or self.shape == (0, 0):
             raise ModelError(f"{self.name} has no plain weight: {self.skipped_reason or 'it is packed'}.")
+        require_whole(weight, self.name)
