@@ -5,6 +5,7 @@ between its layers. bfloat16 values have no kernel of their own: they are widene
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -29,11 +30,16 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     Returns:
         `(..., out)` in the dtype of x; under autocast see `sparsewright.linear`.
     """
+    return run_widened(multiply_float32, x, weight, bias)
+
+
+def run_widened(run: Callable[..., Tensor], x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
+    """`run(x, packed weight, bias)`, in float32 and rounded once where x and the weight are of one 16-bit dtype."""
     if x.dtype not in _LOWER or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
-        return multiply_float32(x, weight.packed, bias)
+        return run(x, weight.packed, bias)
     if bias is not None and bias.dtype == x.dtype:
         bias = bias.float()
-    return multiply_float32(x.float(), _runnable(weight.packed), bias).to(x.dtype)
+    return run(x.float(), _runnable(weight.packed), bias).to(x.dtype)
 
 
 def _runnable(packed: PackedWeight) -> PackedWeight:
