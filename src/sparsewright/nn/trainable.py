@@ -15,7 +15,7 @@ from ..kernels.sparse_linear.autocast import as_float32
 from ..kernels.sparse_linear.library import library
 from ..kernels.sparse_linear.op import check_call
 from ..kernels.sparse_linear.operand import kept_per_8
-from ..kernels.sparse_linear.transforms import check_eager
+from ..kernels.sparse_linear.transforms import check_eager, refuse_nested
 from ..layouts import PackedWeight
 from .sparse_tensor import OPERATORS, SparseTensor
 
@@ -74,6 +74,8 @@ def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tenso
     reason = why_not_trainable(weight)
     if reason:
         raise KernelError(f"This packed weight requires a gradient but cannot train: {reason}, or freeze it.")
+    if x.is_nested:
+        raise refuse_nested("Sparse linear")
     packed = weight.packed
     out, in_ = packed.shape
     if torch.is_autocast_enabled("cpu"):
