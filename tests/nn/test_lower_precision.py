@@ -108,6 +108,25 @@ def test_bfloat16_values_are_widened_once_and_forgotten_with_their_weight() -> N
     assert len(_widened) == held
 
 
+def test_bfloat16_values_that_were_written_to_are_widened_anew() -> None:
+    moved, other = layer().bfloat16(), layer()
+    other.weight.packed.tensors["values"].mul_(3)
+    other.bfloat16()
+    x = torch.randn(3, 64).bfloat16()
+    with torch.no_grad():
+        assert not torch.equal(moved(x), other(x))
+        # In place: both keep the same places.
+        moved.load_state_dict(other.state_dict())
+        assert torch.equal(moved(x), other(x))
+        tripled = moved(x) - moved.bias
+        moved.weight.mul_(2)
+        torch.testing.assert_close(moved(x) - moved.bias, 2 * tripled, rtol=2e-2, atol=2e-2)
+        torch._foreach_mul_([moved.weight], 0.5)
+        assert torch.equal(moved(x), other(x))
+        moved.weight.packed.tensors["values"].zero_()
+        assert torch.equal(moved(x), moved.bias.expand(3, 32))
+
+
 def test_dtypes_that_differ_are_told_as_torch_tells_them() -> None:
     with torch.no_grad():
         with pytest.raises(KernelError, match="compute in float32"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import KernelError
 from ..layouts import PackedWeight
+from .lower_precision import forget_widened
 from .sparse_tensor import OPERATORS, SparseTensor, copy_packed, needs_dense
 from .trainable import why_not_by_operator, with_values
 
@@ -118,6 +119,7 @@ def _in_place(func: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
     if type(target) is not SparseTensor:
         raise needs_dense(f"{func} into a dense tensor")
     func(*(_values(a, target, func) for a in (target, *args)), **kwargs)
+    forget_widened(target.packed)
     return target
 
 
@@ -132,6 +134,10 @@ def _lists(func: Any, *args: Any, **kwargs: Any) -> Any:
         return [a if f is None else _values(a, f, func) for a, f in zip(arg, firsts, strict=False)]
 
     result = func(*(inner(arg) for arg in args), **{name: inner(arg) for name, arg in kwargs.items()})
+    if result is None:
+        for first in firsts:
+            if first is not None:
+                forget_widened(first.packed)
     if result is None or func in _NORMS:
         return result
     return [

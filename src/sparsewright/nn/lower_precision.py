@@ -1,7 +1,8 @@
 """Modules that were moved to float16 or bfloat16: the kernels multiply in float32, and the result is rounded once.
 
 So a model after `.half()` or `.bfloat16()` runs as it does in torch, at least as exactly, with 16-bit activations
-between its layers. bfloat16 values have no kernel of their own: they are widened once, at the first call.
+between its layers. bfloat16 values have no kernel of their own: they are widened once, at the first call, and again
+when they were written to.
 """
 
 import weakref
@@ -16,7 +17,8 @@ from ..layouts import PackedWeight
 from .sparse_tensor import SparseTensor, copy_packed
 
 _LOWER = (torch.float16, torch.bfloat16)
-_widened: "weakref.WeakKeyDictionary[PackedWeight, PackedWeight]" = weakref.WeakKeyDictionary()
+# With torch's own counters of how often each tensor had been written to.
+_widened: "weakref.WeakKeyDictionary[PackedWeight, tuple[tuple[int, ...], PackedWeight]]" = weakref.WeakKeyDictionary()
 
 
 def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
@@ -42,15 +44,21 @@ def run_widened(run: Callable[..., Tensor], x: Tensor, weight: SparseTensor, bia
     return run(x.float(), _runnable(weight.packed), bias).to(x.dtype)
 
 
+def forget_widened(packed: PackedWeight) -> None:
+    """Widen the values anew at the next call: torch does not count what handlers of its operators write."""
+    _widened.pop(packed, None)
+
+
 def _runnable(packed: PackedWeight) -> PackedWeight:
     if packed.value_dtype != torch.bfloat16:
         return packed
     if torch.compiler.is_compiling():
         return _widen(packed)
+    versions = tuple(0 if plane.is_inference() else plane._version for plane in packed.tensors.values())
     found = _widened.get(packed)
-    if found is None:
-        found = _widened[packed] = _widen(packed)
-    return found
+    if found is None or found[0] != versions:
+        found = _widened[packed] = (versions, _widen(packed))
+    return found[1]
 
 
 def _widen(packed: PackedWeight) -> PackedWeight:
