@@ -139,3 +139,40 @@ def test_a_timm_model_is_built_from_the_file_alone(tmp_path: Path) -> None:
     path = forge(tmp_path / "m.safetensors", lambda m, d: m["model"]["config"].update(checkpoint_path="evil"))
     with pytest.raises(BundleError, match="not on the list"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "name, settings, shape",
+    [
+        ("resnet18", {"num_classes": 7, "in_chans": 1}, (2, 1, 64, 64)),
+        ("resnet18", {"global_pool": "max"}, (2, 3, 64, 64)),
+        ("resnet18", {"num_classes": 0}, (2, 3, 64, 64)),
+        ("vit_tiny_patch16_224", {"img_size": 64, "num_classes": 3, "drop_path_rate": 0.1}, (2, 3, 64, 64)),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "img_size": (32, 64)}, (2, 3, 32, 64)),
+    ],
+    ids=str,
+)
+def test_settings_of_a_timm_model_are_read_off_it(
+    tmp_path: Path, name: str, settings: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
+    torch.manual_seed(0)
+    model = timm.create_model(name, **settings).eval()
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    images = torch.randn(shape)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+
+
+@pytest.mark.parametrize("settings", [{"act_layer": "gelu"}, {"output_stride": 8}])
+def test_a_timm_model_of_other_settings_wants_its_architecture(tmp_path: Path, settings: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
+    model = timm.create_model("resnet18", **settings).eval()
+    save(model, tmp_path / "m.safetensors")
+    with pytest.raises(BundleError, match=r"only its own code can build\. Build it and pass it"):
+        load(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", model=timm.create_model("resnet18", **settings)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))

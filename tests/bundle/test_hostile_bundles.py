@@ -121,6 +121,13 @@ def test_load_compares_the_sums_of_every_tensor(bundle: Path) -> None:
         load(bundle, TwoLayers())
 
 
+@pytest.mark.parametrize("kept, words", [(0, "it is empty"), (3, "it ends after 3 bytes, before its header")])
+def test_a_file_that_was_hardly_begun_says_so(bundle: Path, kept: int, words: str) -> None:
+    bundle.write_bytes(bundle.read_bytes()[:kept])
+    refused(bundle, f"cannot be used as a bundle: {words}")
+    assert words in str(verify(bundle).problems)
+
+
 @pytest.mark.parametrize("length", [0, 1, 2**24 + 1, 2**40, 2**63, 2**64 - 1])
 def test_a_header_length_beyond_the_file_is_refused_without_allocating(bundle: Path, length: int) -> None:
     raw = bundle.read_bytes()

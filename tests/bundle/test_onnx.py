@@ -15,7 +15,7 @@ from sparsewright.bundle import onnx as exporter
 from sparsewright.core import BundleError, FileError, KernelError, MissingPackageError, ModelError, parse_pattern
 from sparsewright.layouts import layouts, pack
 from sparsewright.models import ensure_torchvision_imports
-from sparsewright.nn import SparseTensor, as_parameter
+from sparsewright.nn import SparseTensor, as_parameter, train_packed_
 from sparsewright.solvers import solve_mask
 
 onnx = pytest.importorskip("onnx", reason="ONNX files need the extra `onnx`")
@@ -50,6 +50,16 @@ def packed_linear(text: str, out: int, in_: int, bias: bool = True, layout: str 
     return layer
 
 
+def packed_convolution(layer: nn.Conv1d | nn.Conv2d, text: str) -> nn.Module:
+    """The same convolution with a packed weight."""
+    torch.manual_seed(1)
+    weight = layer.weight.detach()
+    matrix, pattern = torch.randn(weight.flatten(1).shape), parse_pattern(text)
+    packed = pack(matrix, solve_mask(matrix.abs(), pattern), "vector", pattern)
+    layer._parameters["weight"] = as_parameter(SparseTensor(packed, view_shape=tuple(weight.shape)))
+    return layer
+
+
 def answers(path: Path, *inputs: Tensor) -> list[Tensor]:
     """What onnxruntime says."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -57,6 +67,7 @@ def answers(path: Path, *inputs: Tensor) -> list[Tensor]:
     return [torch.from_numpy(value) for value in session.run(None, feed)]
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "text, out, in_, operator",
     [
@@ -66,12 +77,16 @@ def answers(path: Path, *inputs: Tensor) -> list[Tensor]:
         ("1:8x4 fp16", 36, 64, "VectorLinear"),
         ("16x1@10% int8", 40, 300, "Int8Linear"),
         ("dense int8", 20, 35, "Int8DenseLinear"),
+        ("3:6:4", 36, 80, "NmgLinear"),
+        # Blocks and chunks that are not full.
+        ("3:6:4", 37, 83, "NmgLinear"),
+        ("1:4:4 fp16", 50, 100, "NmgLinear"),
     ],
 )
 def test_packed_layers_answer_as_in_torch_for_any_number_of_tokens(
-    tmp_path: Path, text: str, out: int, in_: int, operator: str
+    tmp_path: Path, text: str, out: int, in_: int, operator: str, bias: bool
 ) -> None:
-    model = packed_linear(text, out, in_)
+    model = packed_linear(text, out, in_, bias)
     told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, in_))
     assert told.packed_layers == {operator: 1}
     assert told.error is not None
@@ -85,7 +100,7 @@ def test_packed_layers_answer_as_in_torch_for_any_number_of_tokens(
 def test_a_second_runtime_reads_the_function_bodies(tmp_path: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 
-    for text in ("2:4x4", "1:4x4 int8", "dense int8"):
+    for text in ("2:4x4", "1:4x4 int8", "dense int8", "3:6:4"):
         model = Block(text, 32, 64)
         told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
         x = torch.randn(3, 64)
@@ -208,9 +223,52 @@ def test_a_transformer_keeps_its_names_of_inputs_and_outputs(tmp_path: Path) -> 
     torch.testing.assert_close(found[1], expected.pooler_output, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layout_without_a_kernel_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    model = packed_linear("2:4", 32, 64, layout="bitmask")
-    with pytest.raises(KernelError, match="storage form"):
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.Conv2d(16, 32, 3, padding=1), (2, 16, 9, 11)),
+        (nn.Conv2d(16, 20, (3, 2), stride=2, dilation=(2, 1), bias=False), (2, 16, 9, 11)),
+        (nn.Conv2d(16, 32, 4, padding="same", groups=2), (2, 16, 9, 11)),
+        (nn.Conv2d(16, 32, 3, padding=1, padding_mode="reflect"), (2, 16, 9, 11)),
+        (nn.Conv1d(16, 32, 3, padding=1), (2, 16, 30)),
+    ],
+    ids=str,
+)
+def test_packed_convolutions_answer_as_in_torch(
+    tmp_path: Path, layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]
+) -> None:
+    model = packed_convolution(layer, "2:4x4")
+    told = export_onnx(model, tmp_path / "model.onnx", torch.randn(shape))
+    assert told.packed_layers == {"VectorConv": 1}
+    onnx.checker.check_model(onnx.load(told.path), full_check=True)
+    x = torch.randn(3, *shape[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(answers(told.path, x)[0], model(x), rtol=1e-5, atol=2e-5)
+
+
+def test_packed_weights_that_train_are_written_as_they_are_and_train_on(tmp_path: Path) -> None:
+    model = Block("2:4x4", 32, 64)
+    assert train_packed_(model) == ["up.weight", "down.weight"]
+    model(torch.randn(8, 64)).square().sum().backward()
+    gradient = model.up.weight.grad
+    told = export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
+    assert told.packed_layers == {"VectorLinear": 2}
+    assert model.up.weight.requires_grad
+    assert model.down.weight.requires_grad
+    assert model.up.weight.grad is gradient
+    x = torch.randn(7, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(answers(told.path, x)[0], model(x), **CLOSE)
+
+
+@pytest.mark.parametrize("text, layout", [("2:4", "bitmask"), ("2:4 fp16", "semi_structured")])
+def test_a_layout_without_a_form_is_refused_by_name_before_anything_is_written(
+    tmp_path: Path, text: str, layout: str
+) -> None:
+    model = nn.Sequential(packed_linear(text, 32, 64, layout=layout))
+    with pytest.raises(
+        KernelError, match=rf"^0 is packed in the layout '{layout}', which has no form in ONNX\. Unpack"
+    ):
         export_onnx(model, tmp_path / "model.onnx", torch.randn(5, 64))
     assert list(tmp_path.iterdir()) == []
 
@@ -259,29 +317,24 @@ def test_mistakes_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_layout_that_runs_packed_has_an_onnx_form() -> None:
+def test_the_table_of_layouts_says_what_every_layout_becomes(tmp_path: Path) -> None:
     """A new layout joins here by an operator of its own, or by running through one of these."""
-    written: set[str] = set()
-    texts = {"int8": "16x1@50% int8", "int8_weights": "16x1@50% int8", "semi_structured": "2:4 fp16"}
-    # n:m:g weights have no form of their own: they are refused by name.
+    texts = {
+        "int8": "16x1@50% int8",
+        "int8_weights": "16x1@50% int8",
+        "semi_structured": "2:4 fp16",
+        "nmg": "3:6:4",
+        "bitmask": "2:4",
+    }
+    assert set(onnx_functions.LAYOUTS) <= set(layouts.names())
     for name in layouts.names():
-        if name == "nmg":
+        layer = packed_linear(texts.get(name, "16x1@50%"), 32, 96, layout=name)
+        if name not in onnx_functions.LAYOUTS:
+            with pytest.raises(KernelError, match="has no form in ONNX"):
+                export_onnx(layer, tmp_path / "m.onnx", torch.randn(5, 96))
             continue
-        try:
-            layer = packed_linear(texts.get(name, "16x1@50%"), 32, 64, layout=name)
-            program = torch.export.export(layer, (torch.randn(5, 64),))
-        except KernelError:
-            continue
-        ours = {node.target for node in program.graph.nodes if str(node.target).startswith("sparsewright.")}
-        assert ours <= set(onnx_functions.translations()), name
-        written.add(name)
-    assert {"vector", "int8", "int8_weights", "masked"} <= written
-
-
-def test_n_m_g_weights_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(KernelError, match=r"nmg_linear.* has no form in ONNX\. Pack the layer in the layout 'vector'"):
-        export_onnx(packed_linear("3:6:4", 36, 80), tmp_path / "m.onnx", torch.randn(5, 80))
-    assert not list(tmp_path.iterdir())
+        written = export_onnx(layer, tmp_path / "m.onnx", torch.randn(5, 96))
+        assert list(written.packed_layers) == [operator for operator in [onnx_functions.LAYOUTS[name]] if operator]
 
 
 def test_int8_weights_under_exact_inputs_answer_alike(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def test_help_and_version(command: Command) -> None:
     assert command("--no-such-option").code == 2
 
 
+def test_run_without_a_recipe_says_how_to_write_one(command: Command) -> None:
+    assert "sparsewright init MODEL" in command("run").sentence
+
+
 def test_the_module_runs_as_a_program(workplace: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sparsewright.cli", "verify", "nowhere"], capture_output=True, text=True, check=False

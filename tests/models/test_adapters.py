@@ -111,7 +111,7 @@ def test_blocks_inside_stages_are_the_blocks() -> None:
 def test_embeddings_and_what_is_tied_to_them_stay_dense() -> None:
     found = reasons(tiny_models.tiny_gpt2())
     assert found["transformer.wte"].startswith("embedding")
-    assert found["lm_head"] == "its weight is shared with transformer.wte"
+    assert found["lm_head"].startswith("its weight is shared with transformer.wte, which reads it otherwise")
 
 
 def test_heads_and_layers_outside_the_blocks_stay_dense_unless_named() -> None:
@@ -179,13 +179,27 @@ def test_shared_modules_are_listed_once() -> None:
     assert [ref.name for ref in layers(nn.Sequential(shared, nn.ReLU(), shared))] == ["0"]
 
 
-def test_two_layers_with_one_weight_stay_dense() -> None:
-    first, second = nn.Linear(32, 32), nn.Linear(32, 32)
+def test_two_layers_with_one_weight_are_one_under_the_name_of_the_first() -> None:
+    first, second, other = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
     second.weight = first.weight
-    assert set(reasons(nn.Sequential(first, second)).values()) == {
-        "its weight is shared with 1",
-        "its weight is shared with 0",
+    model = nn.Sequential(first, other, second)
+    assert reasons(model, mask_only=True) == {
+        "0": "",
+        "1": "",
+        "2": "its weight is that of 0, and becomes sparse with it",
     }
+    assert reasons(model)["0"].startswith("several layers share its weight: name it to search it")
+    assert reasons(model, include=["0"])["0"] == ""
+    assert [ref.holders for ref in layers(model)] == [(first, second), (other,), (second,)]
+
+
+def test_a_weight_that_modules_of_two_kinds_read_stays_dense() -> None:
+    linear, embedding = nn.Linear(32, 64), nn.Embedding(64, 32)
+    linear.weight = embedding.weight
+    found = reasons(nn.Sequential(linear, embedding), include=["0"])
+    assert found["0"] == (
+        "its weight is shared with 1, which reads it otherwise: give the layer a copy of its own to make it sparse"
+    )
 
 
 def test_an_encoder_and_a_decoder_are_two_chains() -> None:

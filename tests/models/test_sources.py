@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -53,7 +54,10 @@ def test_a_package_folder_stays_inside_the_package() -> None:
     [
         ("bert-base", "Did you mean 'hf:bert-base'"),
         ("pyton:a:b", "Did you mean 'python'"),
-        ("hf:/no/such/folder", "transformers cannot load"),
+        ("hf:/no/such/folder", r"There is no folder /no/such/folder \(/no/such/folder\)\. Check the path"),
+        ("hf:./nope", r"There is no folder \./nope \(/.*nope\)\. Check the path"),
+        ("hf:~/nope", r"There is no folder ~/nope \(/.*nope\)"),
+        ("hf:one/two/three", "There is no folder one/two/three"),
         ("hf:no-such-user/no-such-model", "offline"),
         ("timm:deit_tiny_patch16_223", "Did you mean 'deit_tiny_patch16_224'"),
         ("timm:resnet18@/no/such/file.pth", "no weight file"),
@@ -72,6 +76,15 @@ def test_what_cannot_be_loaded_gets_one_clear_sentence(source: str, message: str
     with pytest.raises(ModelError, match=message) as caught:
         load_model(source)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_without_a_model_says_what_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "file.bin").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ModelError, match=r"file\.bin is a file, and hf: takes a folder with a config\.json"):
+        load_model(f"hf:{tmp_path / 'file.bin'}")
+    with pytest.raises(ModelError, match=r"The folder .*folder holds no config\.json"):
+        load_model(f"hf:{tmp_path / 'folder'}")
 
 
 def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`sparsify_`: zeros and masks where the plan says so, everything else untouched, all or nothing."""
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsewright import nn as sparse_nn
+from sparsewright.bundle import load, save
 from sparsewright.core import (
     AbstractPattern,
     DataError,
@@ -22,6 +24,7 @@ from sparsewright.core import (
     Unstructured,
     parse_pattern,
 )
+from sparsewright.hardware import pack_
 from sparsewright.models import layers, sparsify_, strip_masks_
 from sparsewright.solvers import solve_mask
 from sparsewright.sparsifiers import AbstractSparsifier, Needs, Sparsified
@@ -189,6 +192,72 @@ def test_plans_and_rules_for_other_models_are_refused() -> None:
         sparsify_(tiny_models.tiny_gpt2(), {"lm_head": "2:4"})
     with pytest.raises(PlanError, match="A plan is"):
         sparsify_(tiny_models.Mlp(), 24)  # type: ignore[arg-type]
+
+
+class TiedMlp(nn.Module):
+    """The first and the last layer share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_layers_that_share_a_weight_become_sparse_once_and_share_the_mask(method: str, tmp_path: Path) -> None:
+    model = TiedMlp()
+    result = sparsify_(model, "2:4x4", method=method, data=[torch.randn(64, 32)])
+    assert list(result.layers) == ["first", "middle"]
+    assert result.skipped["last"] == "its weight is that of first, and becomes sparse with it"
+    assert model.last.weight is model.first.weight
+    found = sparse_nn.masks(model)
+    assert torch.equal(found["first"], found["last"])
+    assert not model.last.weight[~found["last"]].any()
+    x = torch.randn(5, 32)
+    expected = model(x)
+    save(model, tmp_path / "tied.safetensors")
+    loaded = load(tmp_path / "tied.safetensors", TiedMlp())
+    pack_(model, force=True)
+    for packed in (model, loaded):
+        assert packed.last.weight is packed.first.weight
+        assert isinstance(packed.last.weight, sparse_nn.SparseTensor)
+        with torch.no_grad():
+            torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_calibration_sees_the_inputs_of_all_layers_that_share_a_weight() -> None:
+    model, x = TiedMlp(), torch.randn(64, 32)
+    rows: list[Tensor] = []
+    for module in (model.first, model.last):
+        module.register_forward_pre_hook(lambda module, args: rows.append(args[0]))
+    model(x)
+    noted = Same()
+    sparsify_(model, {"first": "50%"}, method=noted, data=[x])
+    assert noted.seen["first"].tokens == 128
+    expected = torch.cat(rows[:2]).double().square().sum(0)
+    torch.testing.assert_close(noted.seen["first"].square_sum, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_failing_method_puts_a_shared_weight_and_its_masks_back() -> None:
+    model = TiedMlp()
+    sparsify_(model, {"first": "2:4"})
+    before = state_of(model)
+    model.middle.weight.data[0, 0] = torch.nan
+    with pytest.raises(NumericError):
+        sparsify_(model, "1:4")
+    model.middle.weight.data[0, 0] = before["middle.weight"][0, 0]
+    assert same_state(model, before)
+
+
+def test_a_layer_that_follows_another_one_is_not_planned_by_name() -> None:
+    with pytest.raises(
+        PlanError, match=r"^last cannot be sparse: its weight is that of first, and becomes sparse with"
+    ):
+        sparsify_(TiedMlp(), {"last": "2:4"})
 
 
 def test_progress_counts_every_layer() -> None:

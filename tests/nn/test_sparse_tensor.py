@@ -178,7 +178,8 @@ def test_it_saves_and_loads_with_weights_only(transposed: bool) -> None:
 def test_a_file_with_a_wrong_index_is_refused() -> None:
     allow_loading()
     weight = SparseTensor(packed_pair()[0])
-    function, parts = weight.__reduce_ex__(2)
+    _, (stored, *_) = weight.__reduce_ex__(2)
+    function, parts = stored.__reduce__()
     broken = list(parts)
     broken[4] = {**broken[4], "index": broken[4]["index"][:-1]}
     with pytest.raises(BundleError):

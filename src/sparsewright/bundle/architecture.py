@@ -44,8 +44,9 @@ def describe(model: nn.Module, source: str | None, config: Mapping[str, Any] | N
     Args:
         model: any module; transformers and timm models are recognised without importing either.
         source: as in the recipe, or None.
-        config: settings for `timm.create_model` (`num_classes`, `in_chans`, `img_size`, `global_pool`) where the model
-            was made with others than the default; ignored for all others.
+        config: settings for `timm.create_model` (`num_classes`, `in_chans`, `img_size`, `global_pool`) that cannot be
+            read off the model; ignored for all others. A model that was made with further ones is loaded with
+            `model=`.
     """
     found = _describe_transformers(model) or _describe_timm(model, config or {})
     if found is None:
@@ -100,6 +101,7 @@ def _text_keys(value: Any) -> Any:
 
 
 def _describe_timm(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
+    """Name and settings that give the same modules again; None where no settings on the list do."""
     if "timm.models" not in sys.modules or not type(model).__module__.startswith("timm."):
         return None
     import timm
@@ -109,10 +111,51 @@ def _describe_timm(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, st
     if not isinstance(name, str) or not timm.is_model(name):
         return None
     settings = {key: require_plain(value, f"config.{key}") for key, value in config.items() if key in TIMM_SETTINGS}
-    classes = getattr(model, "num_classes", None)
-    if isinstance(classes, int):
-        settings.setdefault("num_classes", classes)
-    return "timm", name, settings
+    for key, value in _timm_settings(model, made_from).items():
+        settings.setdefault(key, value)
+    wanted = _structure(model)
+    for tried in ({key: value for key, value in settings.items() if key != "global_pool"}, settings):
+        try:
+            with torch.device("meta"):
+                sketch = timm.create_model(name, pretrained=False, **tried)
+        except Exception:
+            # Whatever a constructor says to settings that it does not take: then they do not build the model.
+            continue
+        if _structure(sketch) == wanted:
+            return "timm", name, tried
+    return None
+
+
+def _timm_settings(model: Any, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be read off a timm model of the settings on the list, where it is not timm's default."""
+    found: dict[str, Any] = {}
+    if isinstance(getattr(model, "num_classes", None), int):
+        found["num_classes"] = model.num_classes
+    channels, *size = made_from.get("input_size") or (3,)
+    first = made_from.get("first_conv")
+    stem = dict(model.named_modules()).get(first[0] if isinstance(first, tuple | list) else first)
+    if isinstance(stem, nn.Conv2d) and stem.in_channels != channels:
+        found["in_chans"] = stem.in_channels
+    images = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if images is not None and list(images) != list(size):
+        found["img_size"] = list(images)
+    pool = getattr(model, "global_pool", None)
+    pool = getattr(pool, "pool_type", pool)
+    if isinstance(pool, str):
+        found["global_pool"] = pool
+    return found
+
+
+def _structure(model: nn.Module) -> tuple[Any, ...]:
+    """What decides on a model's answers beside its weights; what acts in training only is left out."""
+    modules = [
+        (name, type(module).__name__, module.extra_repr() if list(module.children()) else repr(module))
+        for name, module in model.named_modules()
+        if not type(module).__name__.startswith(("Identity", "Drop"))
+    ]
+    pool = getattr(model, "global_pool", None)
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    return modules, shapes, pool if isinstance(pool, str) else ""
 
 
 def build(source: ModelSource, shapes: Mapping[str, tuple[int, ...]], file_bytes: int) -> nn.Module:

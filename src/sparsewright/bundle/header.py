@@ -140,7 +140,10 @@ def read_header(stream: BinaryIO, path: Path) -> Header:
         size = stream.seek(0, 2)
         stream.seek(0)
         word = stream.read(8)
-        length = struct.unpack("<Q", word)[0] if len(word) == 8 else -1
+        if len(word) < 8:
+            what = "it is empty" if not size else f"it ends after {size} bytes, before its header"
+            raise damaged(path, what)
+        length = struct.unpack("<Q", word)[0]
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise damaged(path, f"the header says it has {length} bytes, the file has {size}")
         text = stream.read(length)

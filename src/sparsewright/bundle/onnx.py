@@ -27,10 +27,12 @@ from ..core import (
     SparsewrightError,
     atomic_write,
     require_module,
+    require_whole,
 )
+from ..layouts import PackedWeight
 from ..models import eval_mode
-from ..nn import SparseTensor
-from .onnx_functions import DOMAIN, OPERATORS, translations
+from ..nn import PackedLinear, SparseTensor, operators
+from .onnx_functions import DOMAIN, LAYOUTS, OPERATORS, translations
 
 # Protocol buffers hold no more in one message.
 _MOST_BYTES = 2**31 - 1
@@ -73,8 +75,9 @@ def export_onnx(
     """Write a model as ONNX.
 
     Args:
-        model: on the CPU; packed layers (layouts `vector` and `int8`) become nodes of our domain, masked and dense
-            layers become standard nodes. It is exported in evaluation mode and left as it was.
+        model: on the CPU; packed layers (layouts `vector`, `int8`, `int8_weights` and `nmg`, convolutions too) become
+            nodes of our domain, masked and dense layers become standard nodes. It is exported in evaluation mode,
+            packed weights that train as what they are now, and left as it was.
         path: goal; an earlier file stays as it was until the new one is whole.
         example: one input: a tensor, a tuple of tensors, or a mapping by keyword.
         dynamic_shapes: `free` leaves the first two axes of every input open (items and tokens) wherever the model
@@ -83,7 +86,7 @@ def export_onnx(
 
     Raises:
         MissingPackageError: onnx or onnxscript is not installed, or onnxruntime where `check` asks for it.
-        ModelError: torch cannot export the model, or its answer holds no tensor.
+        ModelError: torch cannot export the model, it is sharded, or its answer holds no tensor.
         KernelError: a packed layer is of a layout that has no ONNX operator.
         BundleError: onnxruntime answers otherwise than torch, or the file would be larger than 2 GiB.
         FileError: the folder is read-only, or the disk is full; nothing was changed.
@@ -91,6 +94,9 @@ def export_onnx(
     _require("onnx", "onnxscript", *(["onnxruntime"] if check else []))
     require_module(model)
     goal = Path(path)
+    for name, parameter in model.named_parameters():
+        require_whole(parameter, name)
+    _require_forms(model)
     names, args, kwargs = _call(example)
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not given or not all(value.numel() for value in given):
@@ -98,7 +104,7 @@ def export_onnx(
             "An example is an input with something in it, a tensor, a tuple or a mapping of tensors; got "
             f"{example!r:.80}."
         )
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model), _frozen(model), torch.no_grad():
         expected = _tensors(model(*args, **kwargs))
         if not expected:
             raise ModelError(f"{type(model).__name__} answers without a tensor, so there is nothing to export.")
@@ -131,6 +137,41 @@ def _require(*packages: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise MissingPackageError(f"{package} is not installed; `pip install sparsewright[onnx]` brings it.")
+
+
+def _require_forms(model: nn.Module) -> None:
+    """Raise KernelError where a packed layer's layout has no form in ONNX."""
+    # Operators of others are traced through, and so consist of standard ones.
+    traced = {operator.layout for _, operator in operators.items()}
+    for name, packed in _packed_layers(model):
+        if packed.layout not in LAYOUTS and packed.layout not in traced:
+            known = ", ".join(repr(layout) for layout in LAYOUTS)
+            raise KernelError(
+                f"{name or 'The model'} is packed in the layout {packed.layout!r}, which has no form in ONNX. Unpack "
+                f"it and pack it in one that has ({known}), or leave it dense."
+            )
+
+
+def _packed_layers(model: nn.Module) -> Iterator[tuple[str, PackedWeight]]:
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if isinstance(weight, SparseTensor):
+            yield name, weight.packed
+        elif isinstance(module, PackedLinear):
+            yield name, module.packed
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No packed weight requires a gradient inside the block: exporters would ask one of its indices too."""
+    training = [weight for weight in model.parameters() if isinstance(weight, SparseTensor) and weight.requires_grad]
+    for weight in training:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in training:
+            weight.requires_grad_(True)
 
 
 def _call(example: Any) -> tuple[list[str], tuple[Any, ...], dict[str, Any]]:
@@ -184,9 +225,10 @@ def _translate(program: Any, names: list[str], outputs: list[str]) -> Any:
     for node in program.graph.nodes:
         name = str(node.target)
         if name.startswith("sparsewright.") and node.target not in table:
-            other = "Pack the layer in the layout 'vector' or 'int8', or leave it dense."
-            advice = "Leave convolutions unpacked." if "conv2d" in name else other
-            raise KernelError(f"The operator {name} has no form in ONNX. {advice}")
+            raise KernelError(
+                f"The operator {name} has no form in ONNX. Pack the layer in the layout 'vector' or 'int8', or leave "
+                "it dense."
+            )
     try:
         with _silence():
             exported = torch.onnx.export(

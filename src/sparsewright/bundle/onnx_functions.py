@@ -9,9 +9,12 @@ once, at load. A runtime with kernels of its own for the domain takes the node i
 | `VectorLinear` | x, values, index, pointers, bias? | out, in_columns, block_columns |
 | `Int8Linear` | x, values, columns, pointers, scale, bias? | out, in_columns |
 | `Int8DenseLinear` | x, values, scale, bias? | out, in_columns |
+| `NmgLinear` | x, values, index, bias? | out, in_columns, block_rows, kept_rows |
+| `VectorConv` | x, values, index, pointers, bias? | those of `VectorLinear` and of `Conv` |
 
-Planes are those of `layouts.vector` and `layouts.int8`. The int8 bodies round x as the kernels do: from two tokens on,
-to 7 bits, one range per token.
+Planes are those of `layouts.vector`, `layouts.int8` and `layouts.nmg`; `kept_rows` lists, pattern after pattern, the
+rows of a block that it keeps. The int8 bodies round x as the kernels do: from two tokens on, to 7 bits, one range per
+token.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +24,20 @@ from typing import Any, final
 import torch
 
 from ..core import ModelError
+from ..core.grouped import kept_rows
 from ..layouts.vector import block_columns
 
 DOMAIN = "sparsewright"
 VERSION = 1
+
+LAYOUTS: Mapping[str, str] = {
+    "vector": "VectorLinear",
+    "int8_weights": "VectorLinear",
+    "int8": "Int8Linear",
+    "nmg": "NmgLinear",
+    "masked": "",
+}
+"""Layout -> the operator that its linear layers become; empty: the standard one, with every zero. Others have none."""
 
 _PLANE_TYPES = tuple(f"tensor({name})" for name in ("float", "float16", "uint8", "int8", "int16", "int32"))
 
@@ -121,6 +134,45 @@ _INT8_DENSE_WEIGHT = """
     bytes = Slice (padded_rows, first, in_list, one)
     all_rows = Cast <to = 1> (bytes)
 """
+# A slot without a column (-1) holds zeros, which may be added to any column.
+_NMG_WEIGHT = """
+    block_height = Constant <value_int: int = @block_rows> ()
+    rows_of_all = Constant <value_ints: ints = @kept_rows> ()
+    single = Constant <value_int = 1> ()
+    chunks = Shape <start = 0, end = 1> (values)
+    blocks = Shape <start = 1, end = 2> (values)
+    patterns = Shape <start = 2, end = 3> (values)
+    slots = Shape <start = 3, end = 4> (values)
+    kept = Shape <start = 4> (values)
+    chunk_count = Squeeze (chunks)
+    chunk = Range (axis, chunk_count, single)
+    chunk_columns = Mul (patterns, slots)
+    chunk_start = Mul (chunk, chunk_columns)
+    by_chunk_shape = Concat <axis = 0> (last, one, one, one, one)
+    by_chunk = Reshape (chunk_start, by_chunk_shape)
+    signed = Cast <to = 7> (index)
+    inside = Max (signed, first)
+    column = Add (by_chunk, inside)
+    block_count = Squeeze (blocks)
+    block = Range (axis, block_count, single)
+    block_start = Mul (block, block_height)
+    by_block_shape = Concat <axis = 0> (last, one, one, one)
+    by_block = Reshape (block_start, by_block_shape)
+    rows_shape = Concat <axis = 0> (patterns, one, kept)
+    rows = Reshape (rows_of_all, rows_shape)
+    row = Add (by_block, rows)
+    row_start = Mul (row, in_columns)
+    place = Add (row_start, column)
+    place_list = Reshape (place, last)
+    floats = Cast <to = 1> (values)
+    float_list = Reshape (floats, last)
+    height = Mul (blocks, block_height)
+    room = Mul (height, in_list)
+    zeros = ConstantOfShape <value = float[1] {0}> (room)
+    scattered = ScatterElements <axis = 0, reduction = "add"> (zeros, place_list, float_list)
+    weight_shape = Concat <axis = 0> (last, in_list)
+    all_rows = Reshape (scattered, weight_shape)
+"""
 _SCALED = """
     scales = Unsqueeze (scale, last)
     scaled = Mul (all_rows, scales)
@@ -167,6 +219,14 @@ _AS_IT_IS = """
     inputs = Identity (x)
     weight = Slice (all_rows, first, out_list, first)
 """
+_CONVOLVED = """
+    kernel_list = Constant <value_ints: ints = @kernel_shape> ()
+    matrix = Slice (all_rows, first, out_list, first)
+    weight_shape = Concat <axis = 0> (out_list, last, kernel_list)
+    weight = Reshape (matrix, weight_shape)
+    y = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations, group: int = @group>
+        (x, weight, bias)
+"""
 
 
 @final
@@ -177,14 +237,16 @@ class OnnxOperator:
     Attributes:
         name: its name in the domain.
         inputs: its inputs in order; the last is the bias, which may be missing.
-        attributes: its integer attributes.
+        attributes: its attributes, integers.
         body: its meaning, in the textual form of ONNX.
+        lists: those of its attributes that are lists of integers.
     """
 
     name: str
     inputs: tuple[str, ...]
     attributes: tuple[str, ...]
     body: str
+    lists: tuple[str, ...] = ()
 
     def text(self, opset: int) -> str:
         """The whole function in the textual form, over a version of the standard operators."""
@@ -210,7 +272,23 @@ INT8_DENSE = OnnxOperator(
     ("out", "in_columns"),
     _CONSTANTS + _INT8_DENSE_WEIGHT + _SCALED + _ROUNDED + _PRODUCT,
 )
-OPERATORS: Mapping[str, OnnxOperator] = {operator.name: operator for operator in (VECTOR, INT8, INT8_DENSE)}
+NMG = OnnxOperator(
+    "NmgLinear",
+    ("x", "values", "index", "bias"),
+    ("out", "in_columns", "block_rows", "kept_rows"),
+    _CONSTANTS + _NMG_WEIGHT + _AS_IT_IS + _PRODUCT,
+    ("kept_rows",),
+)
+VECTOR_CONV = OnnxOperator(
+    "VectorConv",
+    VECTOR.inputs,
+    (*VECTOR.attributes, "kernel_shape", "strides", "pads", "dilations", "group"),
+    _CONSTANTS + _VECTOR_PLACES + _SEGMENTS + _VECTOR_WEIGHT + _SCATTER + _CONVOLVED,
+    ("kernel_shape", "strides", "pads", "dilations"),
+)
+OPERATORS: Mapping[str, OnnxOperator] = {
+    operator.name: operator for operator in (VECTOR, INT8, INT8_DENSE, NMG, VECTOR_CONV)
+}
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -239,7 +317,39 @@ def translations() -> dict[Any, Callable[..., Any]]:
             *(given[name] for name in operator.inputs), out=given["out"], in_columns=_columns(given["x"])
         )
 
-    return {ops.linear.default: vector, ops.int8_linear.default: int8}
+    def nmg(*args: Any, **kwargs: Any) -> Any:
+        given = _by_name(ops.nmg_linear.default, args, kwargs)
+        return nodes["NmgLinear"](
+            *(given[name] for name in NMG.inputs),
+            out=given["out"],
+            in_columns=_columns(given["x"]),
+            block_rows=given["m"],
+            kept_rows=kept_rows(int(given["values"].shape[-1]), given["m"]).flatten().tolist(),
+        )
+
+    def convolution(*args: Any, **kwargs: Any) -> Any:
+        given = _by_name(ops.conv2d.default, args, kwargs)
+        height, width = given["kernel_size"]
+        top, bottom, left, right = given["padding"]
+        in_ = _columns(given["x"], 1) // given["groups"] * height * width
+        return nodes["VectorConv"](
+            *(given[name] for name in VECTOR_CONV.inputs),
+            out=given["out"],
+            in_columns=in_,
+            block_columns=block_columns(in_, given["pointers"].shape[0]),
+            kernel_shape=[height, width],
+            strides=list(given["stride"]),
+            pads=[top, left, bottom, right],
+            dilations=list(given["dilation"]),
+            group=given["groups"],
+        )
+
+    return {
+        ops.linear.default: vector,
+        ops.int8_linear.default: int8,
+        ops.nmg_linear.default: nmg,
+        ops.conv2d.default: convolution,
+    }
 
 
 def _by_name(overload: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,14 +358,14 @@ def _by_name(overload: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     return {**dict.fromkeys(names), **dict(zip(names, args)), **kwargs}
 
 
-def _columns(x: Any) -> int:
-    width = x.shape[-1]
+def _columns(x: Any, axis: int = -1) -> int:
+    width = x.shape[axis]
     # A size that was free until the layer fixed it comes as a symbol that is named by its number.
     text = str(width if isinstance(width, int) else width.value)
     if not text.isdecimal():
         raise ModelError(
-            f"A packed layer's input must have a fixed last dimension in the exported graph, got {text}. Export with "
-            "other `dynamic_shapes`."
+            f"A packed layer's input must have a fixed number of features in the exported graph, got {text}. Export "
+            "with other `dynamic_shapes`."
         )
     return int(text)
 
@@ -279,7 +389,12 @@ def _node_writer(operator: OnnxOperator) -> Callable[..., Any]:
         inputs=inputs,
         outputs=[schema.FormalParameter("y", "T0")],
         type_constraints=types,
-        attributes=[schema.Attribute(name, schema.AttrType.INT, "", required=True) for name in operator.attributes],
+        attributes=[
+            schema.Attribute(
+                name, schema.AttrType.INTS if name in operator.lists else schema.AttrType.INT, "", required=True
+            )
+            for name in operator.attributes
+        ],
     )
     writer: Callable[..., Any] = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, VERSION), operator.name, declared)
     return writer

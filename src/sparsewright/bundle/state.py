@@ -8,7 +8,17 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..core import AbstractPattern, BundleError, Dense, LayerPlan, Plan, Unstructured, ValueType, require_finite
+from ..core import (
+    AbstractPattern,
+    BundleError,
+    Dense,
+    LayerPlan,
+    Plan,
+    Unstructured,
+    ValueType,
+    require_finite,
+    require_whole,
+)
 from ..layouts import PackedWeight, choose_layout, float_layout, infer_pattern, layouts, pack
 from ..models import MASK, LayerRef
 from ..models import layers as find_layers
@@ -78,7 +88,7 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
     Raises:
         NumericError: a parameter holds NaN or infinity; the message names it.
         BundleError: the state holds something other than tensors.
-        ModelError: dropped weights of a masked layer are not zero any more.
+        ModelError: dropped weights of a masked layer are not zero any more, or a tensor is sharded.
     """
     state = ModelState()
     planned = dict(plan.layers) if plan is not None else {}
@@ -99,6 +109,7 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
             raise BundleError(
                 f"A bundle stores tensors only, but {name!r} is a {type(value).__name__}. Remove it first."
             )
+        require_whole(value, name)
         if value.is_meta:
             raise BundleError(f"{name!r} is on the meta device and has no data to save. Load the weights first.")
         key = _identity(value)
@@ -122,7 +133,9 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
 
 def _identity(value: Tensor) -> tuple[object, ...]:
     """Equal for two names of one tensor: the same object, or the same memory seen in the same way."""
-    if isinstance(value, SparseTensor) or value.numel() == 0:
+    if isinstance(value, SparseTensor):
+        return (id(value.packed), value.transposed, value.view_shape, value.dtype)
+    if value.numel() == 0:
         return (id(value),)
     return (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
 
@@ -184,6 +197,13 @@ def _add_plain(state: ModelState, name: str, value: Tensor, is_parameter: bool, 
 
 
 def wanted_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """State names and shapes that a file for this model must hold, tied names included, masks left out."""
+    """State names and shapes that a file for this model must hold, tied names included, masks left out.
+
+    Raises:
+        ModelError: a tensor of the model is sharded, so that no file can fill it.
+    """
     state: Mapping[str, object] = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            require_whole(value, name)
     return {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor) and not is_mask(name)}

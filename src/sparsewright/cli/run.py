@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ..core import RecipeError
 from .console import JsonFlag, print_json, stage_progress
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe (YAML), as `init` writes it.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Run folder; default the recipe's own.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Forget earlier stages, or go on where they stopped.")
@@ -21,6 +22,10 @@ def run(
     from .. import pipeline
     from ..report import summary
 
+    if recipe is None:
+        raise RecipeError(
+            "`run` takes a recipe, got none. Write one with `sparsewright init MODEL`, which says how to go on."
+        )
     if dry_run:
         lines = pipeline.dry_run(recipe)
         if json:

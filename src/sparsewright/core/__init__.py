@@ -26,6 +26,7 @@ from .numeric import is_number, is_whole, require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
 from .registry import Registry, RegistryError
+from .sharded import is_distributed, require_whole
 from .stats import LayerStats
 
 __all__ = [
@@ -63,12 +64,14 @@ __all__ = [
     "atomic_write",
     "file_error",
     "instruction_set",
+    "is_distributed",
     "parse_pattern",
     "read_json",
     "is_number",
     "is_whole",
     "require_finite",
     "require_module",
+    "require_whole",
     "suggest",
     "vector_lanes",
     "write_json",

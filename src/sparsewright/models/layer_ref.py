@@ -6,7 +6,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from ..core import AbstractPattern, ModelError, parse_pattern
+from ..core import AbstractPattern, ModelError, parse_pattern, require_whole
 from ..layouts import PackedWeight, infer_pattern
 from ..nn import SparseTensor, as_parameter
 from .views import LINEAR, AbstractView
@@ -45,6 +45,7 @@ class LayerRef:
         skipped_reason: why the layer is left dense; empty where it takes part.
         may_ask: the reason is a default: naming the layer in `include` or in a rule lifts it.
         view: how weight and inputs are seen as matrices.
+        also: further modules of this kind with the same parameter; they read the same zeros and hold the same mask.
     """
 
     name: str
@@ -54,6 +55,12 @@ class LayerRef:
     skipped_reason: str = ""
     may_ask: bool = False
     view: AbstractView = field(default=LINEAR, repr=False)
+    also: tuple[nn.Module, ...] = field(default=(), repr=False)
+
+    @property
+    def holders(self) -> tuple[nn.Module, ...]:
+        """Every module that runs with this weight, the layer's own first."""
+        return (self.module, *self.also)
 
     @property
     def runs_packed(self) -> bool:
@@ -97,7 +104,7 @@ class LayerRef:
             pattern: what the mask was solved for, remembered beside it as `weight_pattern`; None: nothing is.
 
         Raises:
-            ModelError: another shape, or the layer holds no plain weight (it was packed).
+            ModelError: another shape, or the layer holds no plain weight (it was packed) or a part of one (sharded).
         """
         self._require_weight()
         if tuple(weight.shape) != self.shape or (mask is not None and tuple(mask.shape) != self.shape):
@@ -107,11 +114,12 @@ class LayerRef:
             stored = self.module.weight
             assert isinstance(stored, Tensor)
             stored.copy_(self.view.as_stored(kept, self.module))
-        if mask is None:
-            drop_mask(self.module)
-        else:
-            own = self.view.as_stored(mask.to(stored.device), self.module)
-            keep_mask(self.module, own.clone(), pattern)
+        for module in self.holders:
+            if mask is None:
+                drop_mask(module)
+            else:
+                own = self.view.as_stored(mask.to(stored.device), module)
+                keep_mask(module, own.clone(), pattern)
 
     def require_zeros(self) -> None:
         """Raise ModelError where the mask drops weights that are not zero: to keep the rest would change the layer."""
@@ -148,11 +156,13 @@ class LayerRef:
                 f"it has the shape {self.shape}, got {packed.shape}" if self.runs_packed else f"it is a {self.kind}"
             )
             raise ModelError(f"{self.name} cannot run this packed weight: {reason}. Leave it masked or dense.")
-        tensor = self.as_tensor(packed)
-        self.module.register_parameter("weight", cast(nn.Parameter, as_parameter(tensor)))
-        drop_mask(self.module)
+        parameter = cast(nn.Parameter, as_parameter(self.as_tensor(packed)))
+        for module in self.holders:
+            module.register_parameter("weight", parameter)
+            drop_mask(module)
 
     def _require_weight(self) -> None:
         weight = self.module._parameters.get("weight")
         if weight is None or isinstance(weight, SparseTensor) or self.shape == (0, 0):
             raise ModelError(f"{self.name} has no plain weight: {self.skipped_reason or 'it is packed'}.")
+        require_whole(weight, self.name)

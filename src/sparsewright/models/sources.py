@@ -135,6 +135,7 @@ def _load_hf(source: str, name: str) -> LoadedModel:
     path = (
         str(package_folder(name.removeprefix("package:"))) if name.startswith("package:") else os.path.expanduser(name)
     )
+    _require_model_folder(name, path)
     import transformers
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
@@ -151,6 +152,24 @@ def _load_hf(source: str, name: str) -> LoadedModel:
             f"transformers cannot load {name!r}{where}: {reason} Check the name, or give a local folder."
         ) from error
     return LoadedModel(model, source, family, config.to_dict(), _hf_tokenizer(transformers, path, options))
+
+
+def _require_model_folder(name: str, path: str) -> None:
+    """Raise ModelError where a name can only be a path, and no model lies there."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"The folder {name} holds no config.json, so it is no transformers model. Give the folder that "
+                "save_pretrained wrote."
+            )
+    elif folder.exists():
+        raise ModelError(
+            f"{name} is a file, and hf: takes a folder with a config.json, or a name. Give its folder; a bundle is "
+            "passed as it is, without hf:."
+        )
+    elif name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name:
+        raise ModelError(f"There is no folder {name} ({folder.absolute()}). Check the path.")
 
 
 def _hf_class(transformers: Any, config: Any) -> tuple[Any, Family]:

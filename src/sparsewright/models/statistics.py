@@ -48,7 +48,9 @@ class Collector:
     def open(self) -> Iterator[None]:
         """Hooks are on inside the block and off after it, whatever happens."""
         hooks = [
-            ref.module.register_forward_pre_hook(self._hook(ref), with_kwargs=True) for ref in self.layers.values()
+            module.register_forward_pre_hook(self._hook(ref), with_kwargs=True)
+            for ref in self.layers.values()
+            for module in ref.holders
         ]
         try:
             yield

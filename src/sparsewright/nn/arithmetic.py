@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..core import KernelError
 from ..layouts import PackedWeight
+from .lower_precision import forget_widened
 from .sparse_tensor import OPERATORS, SparseTensor, copy_packed, needs_dense
-from .trainable import with_values
+from .trainable import why_not_by_operator, with_values
 
 aten = torch.ops.aten
 
@@ -59,11 +60,13 @@ def same_places(one: PackedWeight, other: PackedWeight) -> bool:
     if seen is not None and seen() is other:
         return True
     ours, theirs = one.tensors, other.tensors
-    if one.layout != "vector" or other.layout != "vector" or one.shape != other.shape:
+    if one.layout != other.layout or one.shape != other.shape or ours.keys() != theirs.keys():
+        return False
+    if one.layout != "vector" and why_not_by_operator(one):
         return False
     if ours["values"].shape != theirs["values"].shape:
         return False
-    pairs = [(ours[name], theirs[name]) for name in ("index", "pointers")]
+    pairs = [(ours[name], theirs[name]) for name in ours if name != "values"]
     # Tracers bring tensors without content; what they trace was checked when it was made.
     if not all(a is b or type(a) is not Tensor or type(b) is not Tensor or torch.equal(a, b) for a, b in pairs):
         return False
@@ -116,6 +119,7 @@ def _in_place(func: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
     if type(target) is not SparseTensor:
         raise needs_dense(f"{func} into a dense tensor")
     func(*(_values(a, target, func) for a in (target, *args)), **kwargs)
+    forget_widened(target.packed)
     return target
 
 
@@ -130,6 +134,10 @@ def _lists(func: Any, *args: Any, **kwargs: Any) -> Any:
         return [a if f is None else _values(a, f, func) for a, f in zip(arg, firsts, strict=False)]
 
     result = func(*(inner(arg) for arg in args), **{name: inner(arg) for name, arg in kwargs.items()})
+    if result is None:
+        for first in firsts:
+            if first is not None:
+                forget_widened(first.packed)
     if result is None or func in _NORMS:
         return result
     return [

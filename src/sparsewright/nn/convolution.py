@@ -1,6 +1,7 @@
 """What a packed weight does under torch's convolutions: one or two dimensions, any stride, padding and dilation."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from ..core import KernelError
 from ..kernels import conv2d as convolve
+from .lower_precision import run_widened
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, needs_dense
 
 aten = torch.ops.aten
@@ -38,9 +40,8 @@ def conv2d(
     kernel = _kernel(weight, input, 2, "conv2d")
     assert isinstance(weight, SparseTensor)
     how: Any = padding
-    return convolve(
-        input, weight.packed, bias, kernel_size=kernel, stride=stride, padding=how, dilation=dilation, groups=groups
-    )
+    run = partial(convolve, kernel_size=kernel, stride=stride, padding=how, dilation=dilation, groups=groups)
+    return run_widened(run, input, weight, bias)
 
 
 def conv1d(
@@ -56,17 +57,15 @@ def conv1d(
     kernel = _kernel(weight, input, 1, "conv1d")
     assert isinstance(weight, SparseTensor)
     how: Any = padding if isinstance(padding, str) else (0, _only(padding))
-    y = convolve(
-        input.unsqueeze(-2),
-        weight.packed,
-        bias,
+    run = partial(
+        convolve,
         kernel_size=(1, kernel[0]),
         stride=(1, _only(stride)),
         padding=how,
         dilation=(1, _only(dilation)),
         groups=groups,
     )
-    return y.squeeze(-2)
+    return run_widened(run, input.unsqueeze(-2), weight, bias).squeeze(-2)
 
 
 def _only(sizes: _Sizes) -> int:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..core import KernelError
 from ..layouts import PackedWeight
 from .arithmetic import same_places
+from .lower_precision import forget_widened
 from .lower_precision import multiply as multiply_frozen
 from .packed_input import packed_input
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
@@ -229,6 +230,7 @@ def _copy(func: Any, target: Any, source: Any, non_blocking: bool = False) -> An
     if ours.value_dtype == theirs.value_dtype and target.device == source.device and same_places(ours, theirs):
         # In place, because optimizers, shared memory and other views hold on to the values.
         ours.tensors["values"].copy_(theirs.tensors["values"])
+        forget_widened(ours)
         return target
     target.hold(copy_packed(theirs, lambda inner: inner.detach().clone().to(target.device)))
     return target

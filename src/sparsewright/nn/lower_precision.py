@@ -1,10 +1,12 @@
 """Modules that were moved to float16 or bfloat16: the kernels multiply in float32, and the result is rounded once.
 
 So a model after `.half()` or `.bfloat16()` runs as it does in torch, at least as exactly, with 16-bit activations
-between its layers. bfloat16 values have no kernel of their own: they are widened once, at the first call.
+between its layers. bfloat16 values have no kernel of their own: they are widened once, at the first call, and again
+when they were written to.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +17,8 @@ from ..layouts import PackedWeight
 from .sparse_tensor import SparseTensor, copy_packed
 
 _LOWER = (torch.float16, torch.bfloat16)
-_widened: "weakref.WeakKeyDictionary[PackedWeight, PackedWeight]" = weakref.WeakKeyDictionary()
+# With torch's own counters of how often each tensor had been written to.
+_widened: "weakref.WeakKeyDictionary[PackedWeight, tuple[tuple[int, ...], PackedWeight]]" = weakref.WeakKeyDictionary()
 
 
 def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
@@ -29,11 +32,21 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     Returns:
         `(..., out)` in the dtype of x; under autocast see `sparsewright.linear`.
     """
+    return run_widened(multiply_float32, x, weight, bias)
+
+
+def run_widened(run: Callable[..., Tensor], x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
+    """`run(x, packed weight, bias)`, in float32 and rounded once where x and the weight are of one 16-bit dtype."""
     if x.dtype not in _LOWER or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
-        return multiply_float32(x, weight.packed, bias)
+        return run(x, weight.packed, bias)
     if bias is not None and bias.dtype == x.dtype:
         bias = bias.float()
-    return multiply_float32(x.float(), _runnable(weight.packed), bias).to(x.dtype)
+    return run(x.float(), _runnable(weight.packed), bias).to(x.dtype)
+
+
+def forget_widened(packed: PackedWeight) -> None:
+    """Widen the values anew at the next call: torch does not count what handlers of its operators write."""
+    _widened.pop(packed, None)
 
 
 def _runnable(packed: PackedWeight) -> PackedWeight:
@@ -41,10 +54,11 @@ def _runnable(packed: PackedWeight) -> PackedWeight:
         return packed
     if torch.compiler.is_compiling():
         return _widen(packed)
+    versions = tuple(0 if plane.is_inference() else plane._version for plane in packed.tensors.values())
     found = _widened.get(packed)
-    if found is None:
-        found = _widened[packed] = _widen(packed)
-    return found
+    if found is None or found[0] != versions:
+        found = _widened[packed] = (versions, _widen(packed))
+    return found[1]
 
 
 def _widen(packed: PackedWeight) -> PackedWeight:

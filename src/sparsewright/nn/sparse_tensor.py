@@ -7,6 +7,7 @@ copies, moves and views. Whatever else would need the dense values raises: nothi
 """
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -230,15 +231,83 @@ def as_parameter(tensor: SparseTensor, trainable: bool = False) -> SparseTensor:
     return held
 
 
+@final
+class _Stored:
+    """A packed weight as pickle writes it: once, whatever tensors of one file hold it, so that ties survive."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        self.packed = packed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        packed = self.packed
+        stored = layouts.get(packed.layout).to_storage(packed)
+        shape = (int(packed.shape[0]), int(packed.shape[1]))
+        return restore_packed, (packed.layout, str(packed.pattern), shape, packed.value_dtype, dict(stored))
+
+
+# By identity of the packed weight, which the value keeps alive.
+_stored: "weakref.WeakValueDictionary[int, _Stored]" = weakref.WeakValueDictionary()
+_restored: "weakref.WeakValueDictionary[tuple[Any, ...], SparseTensor]" = weakref.WeakValueDictionary()
+
+
 def _reduced(tensor: SparseTensor) -> tuple[Any, ...]:
-    """What pickle writes: one function of ours, plain values and plain tensors."""
+    """What pickle writes: two functions of ours, plain values and plain tensors."""
     packed = tensor.packed
-    stored = layouts.get(packed.layout).to_storage(packed)
-    shape = (int(packed.shape[0]), int(packed.shape[1]))
-    parts = (packed.layout, str(packed.pattern), shape, packed.value_dtype, dict(stored))
+    stored = _stored.get(id(packed))
+    if stored is None:
+        stored = _stored[id(packed)] = _Stored(packed)
     trainable = bool(tensor.is_leaf and tensor.requires_grad)
     seen = (tensor.transposed, tensor.dtype, isinstance(tensor, torch.nn.Parameter), trainable, tensor.view_shape)
-    return restore, (*parts, *seen)
+    return restore_tensor, (stored, *seen)
+
+
+def restore_packed(
+    layout: str, pattern: str, shape: tuple[int, int], value_dtype: torch.dtype, stored: Mapping[str, Tensor]
+) -> PackedWeight:
+    """Rebuild a packed weight from its file form; the layout checks every tensor.
+
+    Raises:
+        BundleError: the parts do not belong together.
+    """
+    if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
+        raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
+    return layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
+
+
+def restore_tensor(
+    stored: Any,
+    transposed: bool,
+    dtype: torch.dtype,
+    parameter: bool,
+    trainable: bool = False,
+    view_shape: tuple[int, ...] | None = None,
+) -> SparseTensor:
+    """Rebuild a tensor around a packed weight; the same one for every name that the file has for it.
+
+    Raises:
+        BundleError: the parts do not belong together.
+    """
+    # `copy.copy` comes without having pickled.
+    packed = stored.packed if isinstance(stored, _Stored) else stored
+    if not isinstance(packed, PackedWeight):
+        raise BundleError(f"A packed tensor holds a packed weight, got {type(packed).__name__}: the file is damaged.")
+    shape = packed.shape
+    whole = view_shape is None or (isinstance(view_shape, tuple) and all(isinstance(size, int) for size in view_shape))
+    if not whole or (
+        view_shape is not None and (view_shape[:1] != shape[:1] or math.prod(view_shape) != math.prod(shape))
+    ):
+        raise BundleError(
+            f"A packed weight {shape} cannot be seen as {view_shape!r}: the file is damaged. Write it again."
+        )
+    key = (id(packed), bool(transposed), dtype, bool(parameter), bool(trainable), view_shape)
+    found = None if packed is not stored else _restored.get(key)
+    # It may hold another weight by now.
+    if found is not None and found.packed is packed:
+        return found
+    tensor = SparseTensor(packed, bool(transposed) and view_shape is None, dtype, view_shape)
+    made = as_parameter(tensor, trainable) if parameter else tensor
+    _restored[key] = made
+    return made
 
 
 def restore(
@@ -253,28 +322,18 @@ def restore(
     trainable: bool = False,
     view_shape: tuple[int, ...] | None = None,
 ) -> SparseTensor:
-    """Rebuild a packed weight from its file form; the layout checks every tensor.
+    """Both at once, as files name it that were written before ties were kept.
 
     Raises:
         BundleError: the parts do not belong together.
     """
-    if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
-        raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
-    whole = view_shape is None or (isinstance(view_shape, tuple) and all(isinstance(size, int) for size in view_shape))
-    if not whole or (
-        view_shape is not None and (view_shape[:1] != shape[:1] or math.prod(view_shape) != math.prod(shape))
-    ):
-        raise BundleError(
-            f"A packed weight {shape} cannot be seen as {view_shape!r}: the file is damaged. Write it again."
-        )
-    packed = layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
-    tensor = SparseTensor(packed, bool(transposed) and view_shape is None, dtype, view_shape)
-    return as_parameter(tensor, trainable) if parameter else tensor
+    packed = restore_packed(layout, pattern, shape, value_dtype, stored)
+    return restore_tensor(packed, transposed, dtype, parameter, trainable, view_shape)
 
 
 def allow_loading() -> None:
     """Let `torch.load(weights_only=True)` read packed weights in this process.
 
-    Only one function of ours joins the allow-list; it checks all it is given.
+    Only functions of ours join the allow-list; they check all they are given.
     """
-    torch.serialization.add_safe_globals([restore])
+    torch.serialization.add_safe_globals([restore, restore_packed, restore_tensor])

@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from ..core import KernelError, ModelError, require_module
 from ..kernels.flops import tell_flop_counters
 from ..kernels.sparse_linear.autocast import as_float32
+from ..kernels.sparse_linear.dispatch import why_not
 from ..kernels.sparse_linear.library import library
+from ..kernels.sparse_linear.no_kernel import no_kernel
 from ..kernels.sparse_linear.op import check_call
 from ..kernels.sparse_linear.operand import kept_per_8
-from ..kernels.sparse_linear.transforms import check_eager
+from ..kernels.sparse_linear.operators import able_operator, run_operator
+from ..kernels.sparse_linear.transforms import check_eager, refuse_nested
 from ..layouts import PackedWeight
 from .sparse_tensor import OPERATORS, SparseTensor
+
+# How many an operator is asked about where nobody knows yet: more than one.
+_TOKENS = 2
 
 library.define("kept_values(Tensor weight) -> Tensor")
 library.define("from_kept_values(Tensor values, Tensor weight) -> Tensor")
@@ -57,12 +63,27 @@ def why_not_trainable(tensor: SparseTensor) -> str:
     if tensor.view_shape is not None:
         return "there is no gradient of a convolution's values; train it masked and pack it afterwards"
     if packed.layout != "vector":
-        return f"the layout {packed.layout!r} has no gradient of its values; pack it in the layout 'vector'"
+        reason = why_not_by_operator(packed)
+        if reason:
+            return reason
     if packed.value_dtype != torch.float32 or tensor.dtype != torch.float32:
         held = packed.value_dtype if packed.value_dtype != torch.float32 else tensor.dtype
         return f"{held} values are too coarse to train; pack it with float32 values"
-    if packed.device.type not in ("cpu", "meta"):
+    if packed.layout == "vector" and packed.device.type not in ("cpu", "meta"):
         return f"the gradient kernels run on the CPU, it is on {packed.device}; move it there"
+    return ""
+
+
+def why_not_by_operator(packed: PackedWeight) -> str:
+    """The same for a layout that a registered operator may serve: `values` are then all that trains."""
+    if able_operator(packed, _TOKENS) is None:
+        return f"the layout {packed.layout!r} has no gradient of its values; pack it in the layout 'vector'"
+    floats = [name for name, tensor in packed.tensors.items() if tensor.is_floating_point()]
+    if floats != ["values"]:
+        return (
+            f"the layout {packed.layout!r} keeps {', '.join(floats) or 'no floating-point tensor'} where one tensor "
+            "'values' would be a weight's parameter; train it in sparsewright.nn.PackedLinear, which names several"
+        )
     return ""
 
 
@@ -75,8 +96,12 @@ def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tenso
     reason = why_not_trainable(weight)
     if reason:
         raise KernelError(f"This packed weight requires a gradient but cannot train: {reason}, or freeze it.")
+    if x.is_nested:
+        raise refuse_nested("Sparse linear")
     packed = weight.packed
     out, in_ = packed.shape
+    if packed.layout != "vector":
+        return _by_operator(x, weight, bias)
     if torch.is_autocast_enabled("cpu"):
         x, bias = as_float32(x), as_float32(bias)
     check_call(x, in_, out, bias)
@@ -87,6 +112,22 @@ def train_product(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tenso
     index, pointers = packed.tensors["index"], packed.tensors["pointers"]
     y: Tensor = torch.ops.sparsewright.linear(x, values, index, pointers, bias, out, kept_per_8(packed.pattern))
     return y
+
+
+def _by_operator(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
+    """The same by a registered operator, which differentiates in the values."""
+    packed = weight.packed
+    if not torch.compiler.is_compiling():
+        check_eager(x, packed, bias)
+    name = able_operator(packed, x.numel() // packed.shape[1])
+    if name is None:
+        raise no_kernel(why_not(packed, x.numel() // packed.shape[1]), packed)
+    held = with_values(packed, torch.ops.sparsewright.kept_values(weight))
+    if not torch.is_autocast_enabled("cpu"):
+        return run_operator(name, x, held, bias)
+    with torch.autocast("cpu", enabled=False):
+        y = run_operator(name, as_float32(x), held, as_float32(bias))
+    return y.to(torch.get_autocast_dtype("cpu"))
 
 
 def with_values(packed: PackedWeight, values: Tensor) -> PackedWeight:

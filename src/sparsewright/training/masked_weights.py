@@ -4,25 +4,18 @@ After `sparsify_` a layer holds zeros in `weight` and a buffer `weight_mask` bes
 truth: a kept weight that happens to be zero may move, a masked one never does.
 """
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from ..core import ModelError
+from ..core import ModelError, is_distributed
 from ..models import MASK
 
 # Integers as wide as the floating dtypes: a product of the bits with 0 or 1 gives exactly +0.0 or the value, also for
 # NaN and infinity, and is twice as fast as a product of float with bool.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, told without loading torch.distributed.tensor where nobody did."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:

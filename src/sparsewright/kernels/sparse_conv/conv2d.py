@@ -14,7 +14,7 @@ from ..flops import tell_flop_counters
 from ..sparse_linear.autocast import as_float32
 from ..sparse_linear.linear import _needs_operator
 from ..sparse_linear.operand import NativeOperand, native_operand
-from ..sparse_linear.transforms import check_eager
+from ..sparse_linear.transforms import check_eager, refuse_nested
 from .dispatch import against_weight, no_kernel, why_not_conv2d
 from .geometry import Geometry, Padding, check_call, geometry
 from .op import run_native
@@ -56,6 +56,8 @@ def conv2d(
         KernelError: no kernel is able (the message lists each one's reasons), or x or bias does not fit.
     """
     how = _geometry(kernel_size, stride, padding, dilation, groups)
+    if x.is_nested:
+        raise refuse_nested("Sparse convolution")
     if torch.is_autocast_enabled("cpu") and packed.layout != "masked":
         with torch.autocast("cpu", enabled=False):
             y = _any_rank(as_float32(x), packed, as_float32(bias), how)

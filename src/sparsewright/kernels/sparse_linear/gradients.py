@@ -13,6 +13,7 @@ from ..._native import Operand
 from ...core import KernelError, instruction_set
 from ...layouts.vector import block_columns
 from .autocast import register_autocast
+from .batching import register_batching
 from .library import library
 from .operand import VALUE_CODES
 from .operand_checks import check_vector
@@ -153,4 +154,5 @@ torch.library.register_autograd(
     "sparsewright::linear_weight_grad", _weight_grad_backward, setup_context=_keep_weight_grad, lib=library
 )
 register_autocast(library, "linear_input_grad", activations=(0,), lowers=False)
+register_batching(library, "linear_input_grad")
 register_autocast(library, "linear_weight_grad", activations=(0, 1), lowers=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...layouts.int8 import unpack_operand
 from .autocast import register_autocast
+from .batching import register_batching
 from .int8_operand import PLANES, make_int8_operand
 from .library import library
 from .op import check_call
@@ -107,3 +108,5 @@ torch.library.register_autograd(
 )
 register_autocast(library, "int8_linear", activations=(0, 6), lowers=True)
 register_autocast(library, "int8_linear_input_grad", activations=(0,), lowers=False)
+register_batching(library, "int8_linear", bias=6)
+register_batching(library, "int8_linear_input_grad")

@@ -21,7 +21,7 @@ from .op import check_call
 from .operand import native_operand, quick_calls
 from .operators import able_operator, run_operator
 from .registered import masked_dense, registered_linear
-from .transforms import check_eager, in_forward_ad
+from .transforms import check_eager, in_forward_ad, refuse_nested
 
 _BUILT_IN = frozenset(layout for candidate in CANDIDATES for layout in candidate.layouts)
 
@@ -117,6 +117,8 @@ def _check_types(x: object, packed: object, bias: object) -> None:
     for name, given in (("x", x), ("bias", bias)):
         if not isinstance(given, Tensor) and not (name == "bias" and given is None):
             raise KernelError(f"Sparse linear takes tensors, got {name} of {type(given).__name__}. Convert it first.")
+    if isinstance(x, Tensor) and x.is_nested and packed.layout != "masked":
+        raise refuse_nested("Sparse linear")
 
 
 def _not_built_in(x: Tensor, packed: PackedWeight, on_missing: OnMissing | None) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...layouts.nmg import unpack_operand
 from .autocast import register_autocast
+from .batching import register_batching
 from .library import library
 from .nmg_operand import make_nmg_operand
 from .op import check_call
@@ -81,3 +82,5 @@ torch.library.register_autograd(
 )
 register_autocast(library, "nmg_linear", activations=(0, 3), lowers=True)
 register_autocast(library, "nmg_linear_input_grad", activations=(0,), lowers=False)
+register_batching(library, "nmg_linear", bias=3)
+register_batching(library, "nmg_linear_input_grad")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core import KernelError
 from .autocast import register_autocast
+from .batching import register_batching
 from .gradients import weight_grad
 from .library import library
 from .operand import make_operand
@@ -84,3 +85,4 @@ library.impl("linear", _linear_cpu, "CPU")
 torch.library.register_fake("sparsewright::linear", _linear_fake, lib=library)
 torch.library.register_autograd("sparsewright::linear", _linear_backward, setup_context=_keep_for_backward, lib=library)
 register_autocast(library, "linear", activations=(0, 4), lowers=True)
+register_batching(library, "linear", bias=4)

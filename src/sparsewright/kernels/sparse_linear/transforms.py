@@ -1,4 +1,4 @@
-"""Ways to differentiate that the registered operators have no formula for: they would give zeros, or foreign errors."""
+"""What no kernel reads, and what no operator can differentiate: it would get zeros, or foreign errors."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ _UNKNOWN = {"Grad": "torch.func.grad and its like", "Jvp": "torch.func.jvp and i
 def in_forward_ad() -> bool:
     """Whether forward-mode differentiation is on somewhere around this call."""
     return forward_ad._current_level >= 0
+
+
+def refuse_nested(operation: str) -> KernelError:
+    """The error for an x that is a nested tensor."""
+    return KernelError(
+        f"{operation} takes x as a plain tensor, got a nested one. Pass its values (`x.values()` of a jagged one), or "
+        "torch.nested.to_padded_tensor(x, 0.0)."
+    )
 
 
 def check_eager(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> None:

@@ -8,7 +8,7 @@ structure; a family's adapter adds what only it knows (its output head, its own 
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -26,6 +26,7 @@ from ..views import CONV2D, LINEAR, TRANSPOSED, AbstractView
 _SMALLEST_OUT, _SMALLEST_IN = 8, 16
 
 _CONVOLUTION = "convolution: name it to search it, its gain is predicted from a linear layer of its shape"
+_SHARED = "several layers share its weight: name it to search it, its time is counted once"
 
 
 class AbstractAdapter(ABC):
@@ -56,11 +57,13 @@ class AbstractAdapter(ABC):
 
         Args:
             model: looked at, never changed.
-            mask_only: convolutions, whose cost is predicted less well than that of linear layers, take part.
+            mask_only: convolutions, whose cost is predicted less well than that of linear layers, take part, and so
+                do weights that several layers share.
         """
         heads = self.heads(model)
         inside = [f"{name}." for name, _ in self.blocks(model)]
         sharing = _sharing(model)
+        modules = dict(model.named_modules())
         attention = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
         found = []
         for name, module in model.named_modules():
@@ -70,7 +73,7 @@ class AbstractAdapter(ABC):
             if not ref.skipped_reason and any(name.startswith(prefix) for prefix in attention):
                 ref = replace(ref, skipped_reason=_ATTENTION)
             if not ref.skipped_reason and name in sharing:
-                ref = replace(ref, skipped_reason=f"its weight is shared with {sharing[name]}")
+                ref = _shared(ref, sharing[name], modules)
             if not ref.skipped_reason:
                 soft = _default_reason(ref, heads, inside, mask_only)
                 ref = replace(ref, skipped_reason=soft, may_ask=bool(soft))
@@ -150,6 +153,8 @@ def _default_reason(ref: LayerRef, heads: dict[str, str], inside: Sequence[str],
         if ref.module.in_channels <= 4:
             return "it reads the raw input: few weights, much to lose"
         return "" if mask_only else _CONVOLUTION
+    if ref.also and not mask_only:
+        return _SHARED
     if ref.shape[0] < _SMALLEST_OUT or ref.shape[1] < _SMALLEST_IN:
         return f"too small to gain: {ref.shape[0]}x{ref.shape[1]}"
     if inside and not any(ref.name.startswith(prefix) for prefix in inside):
@@ -157,19 +162,27 @@ def _default_reason(ref: LayerRef, heads: dict[str, str], inside: Sequence[str],
     return ""
 
 
-def _sharing(model: nn.Module) -> dict[str, str]:
-    """Layer name -> name of another module with the same weight parameter."""
+def _sharing(model: nn.Module) -> dict[str, list[str]]:
+    """Layer name -> names of all modules with the same weight parameter, in the order of the model; several of them."""
     owners: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None:
             owners[id(weight)].append(name)
-    return {
-        name: next(other for other in names if other != name)
-        for names in owners.values()
-        if len(names) > 1
-        for name in names
-    }
+    return {name: names for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _shared(ref: LayerRef, names: Sequence[str], modules: Mapping[str, nn.Module]) -> LayerRef:
+    """A layer whose weight others have too: layers of one kind are one, under the name of the first of them."""
+    others = [name for name in names if name != ref.name]
+    for name in others:
+        other = _reference(name, modules[name])
+        if other is None or other.skipped_reason or other.kind != ref.kind:
+            advice = "give the layer a copy of its own to make it sparse"
+            return replace(ref, skipped_reason=f"its weight is shared with {name}, which reads it otherwise: {advice}")
+    if names[0] != ref.name:
+        return replace(ref, skipped_reason=f"its weight is that of {names[0]}, and becomes sparse with it")
+    return replace(ref, also=tuple(modules[name] for name in others))
 
 
 adapters: Registry[AbstractAdapter] = Registry("adapters", AbstractAdapter)
@@ -204,7 +217,8 @@ def layers(
         include: exact names or `re:EXPRESSION` (whole name). Given, all others are skipped, and a layer that is skipped
             only by default (output head, too small, outside the blocks) takes part when it is named.
         exclude: the same forms; wins over `include`.
-        mask_only: convolutions, whose cost is predicted less well than that of linear layers, take part.
+        mask_only: convolutions, whose cost is predicted less well than that of linear layers, take part, and so do
+            weights that several layers share.
 
     Returns:
         In the order of the model. Those that take part have an empty `skipped_reason`.
