@@ -99,7 +99,7 @@ ALLOWED = (
         "solvers_transposable",
         r"solve_(square|fours)<|load_square|write_certificate|finish_tile|solve_any|start_prices|order|trace",
         4000,
-        "a sweep holds no sums: its tile lies on the stack, and it sorts as many values as there are registers or more.",
+        "a sweep holds no sums: its tile lies on the stack, and it sorts as many values as there are registers.",
     ),
 )
 

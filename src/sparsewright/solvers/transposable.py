@@ -6,6 +6,7 @@ without native code the same method runs in torch (`transposable_torch.py`). Sou
 arXiv:2102.08124; TSENOR, arXiv:2505.23949, which solves it approximately.
 """
 
+import importlib.util
 import math
 from typing import cast, final, get_args
 
@@ -153,8 +154,8 @@ def _solve(
     certificate: bool,
 ) -> MaskSolution:
     if scores.device.type != "cpu":
-        require_finite(scores, "scores")
-        return solve_tiles_in_torch(scores, tile, counts, count, edge, keep, drop, first)
+        free = count == "exactly" and keep is None and drop is None and first is None
+        return _on_device(scores, tile, counts, count, edge, keep, drop, first, free)
     if scores.dtype not in _TYPES:
         scores = scores.float()
     lead = scores.shape[:-2]
@@ -198,3 +199,24 @@ def _solve(
         return MaskSolution(mask, math.nan, none, none, none)
     # Not torch's sum, which depends on the number of threads.
     return MaskSolution(mask, float(proofs[3].numpy().sum()), proofs[2], proofs[0], proofs[1])
+
+
+def _on_device(
+    scores: Tensor,
+    tile: tuple[int, int],
+    counts: tuple[int, int],
+    count: Count,
+    edge: Edge,
+    keep: Tensor | None,
+    drop: Tensor | None,
+    first: Tensor | None,
+    free: bool,
+) -> MaskSolution:
+    """Triton where it is and takes the problem, else torch; scores stay where they are."""
+    if free and scores.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from .transposable_triton import solve_tiles_in_triton, why_not_in_triton
+
+        if not why_not_in_triton(scores, tile, counts):
+            return solve_tiles_in_triton(scores, tile[0], counts[0])
+    require_finite(scores, "scores")
+    return solve_tiles_in_torch(scores, tile, counts, count, edge, keep, drop, first)
