@@ -1,6 +1,6 @@
-"""Write README's tables of kernels from benchmarks/results: linear.csv, decode.csv, bert.csv.
+"""Write the tables of README and docs/masks.md from benchmarks/results: linear.csv, decode.csv, bert.csv, masks.csv.
 
-With `--check` nothing is written; the exit code tells whether README says what the tables say.
+With `--check` nothing is written; the exit code tells whether the pages say what the tables say.
 """
 
 import csv
@@ -89,9 +89,51 @@ def decode() -> str:
     return table(("", "over torch fp32", "over torch dynamic int8"), lines)
 
 
-def page(text: str) -> str:
-    """README with its tables as the records are now."""
-    for name, made in (("linear", kernels), ("bert", bert), ("decode", decode)):
+MASK_PATTERNS = ("2:4t", "4:8t", "8:16t", "16:32t")
+
+
+def masks() -> str:
+    """Rates of the native solver by scores and instruction set, and the others with their errors."""
+    rows = read("masks.csv")
+    native = [row for row in rows if row["solver"] == "transposable" and not row["ms_per_call"]]
+    lines: list[tuple[str, ...]] = []
+    for isa in dict.fromkeys(row["instruction_set"] for row in native):
+        for kind, count in dict.fromkeys((row["scores"], row["count"]) for row in native):
+            found = {
+                row["pattern"]: row
+                for row in native
+                if (row["instruction_set"], row["scores"], row["count"]) == (isa, kind, count)
+            }
+            cells = (
+                f"{float(found[p]['certified_mw_per_s']):.0f} / {float(found[p]['mw_per_s']):.0f}"
+                for p in MASK_PATTERNS
+            )
+            lines.append((isa, f"{kind}, {count.replace('_', ' ')}", *cells))
+    first = table(("", "scores, count", *(f"`{pattern}` certified / not" for pattern in MASK_PATTERNS)), lines)
+    others = [row for row in rows if row["solver"] != "transposable" and row["scores"] == "gauss"]
+    kinds = dict.fromkeys(row["solver"].split(",")[0] for row in others)
+    lines = []
+    for name in kinds:
+        found = {row["pattern"]: row for row in others if row["solver"].split(",")[0] == name}
+        cells = (
+            f"{float(found[p]['mw_per_s']):.2f}, {max(0.0, float(found[p]['error_percent'])):.3f} %"
+            for p in MASK_PATTERNS
+        )
+        lines.append((name, *cells))
+    second = table(("", *(f"`{pattern}`: rate, lost" for pattern in MASK_PATTERNS)), lines)
+    return f"{first}\n\n{second}"
+
+
+PAGES = {
+    README: (("linear", kernels), ("bert", bert), ("decode", decode)),
+    ROOT / "docs" / "masks.md": (("masks", masks),),
+}
+
+
+def page(path: Path) -> str:
+    """A page with its tables as the records are now."""
+    text = path.read_text(encoding="utf-8")
+    for name, made in PAGES[path]:
         begin, end = f"<!-- begin: {name}.csv, by scripts/make_readme_tables.py -->", f"<!-- end: {name}.csv -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{made()}\n\n{end}{rest.split(end)[1]}"
@@ -99,12 +141,12 @@ def page(text: str) -> str:
 
 
 def main() -> int:
-    """Write README, or compare it."""
-    text = README.read_text(encoding="utf-8")
-    wanted = page(text)
+    """Write the pages, or compare them."""
+    wanted = {path: page(path) for path in PAGES}
     if "--check" in sys.argv[1:]:
-        return 0 if text == wanted else 1
-    README.write_text(wanted, encoding="utf-8")
+        return int(any(path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
