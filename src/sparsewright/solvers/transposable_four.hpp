@@ -117,7 +117,7 @@ inline FourResult solve_four(const F (&w)[4][4], I size, const F *first_b) {
             }
             still &= ~fits;
             if (turn == four_sweeps || !any(still)) return;
-            const float reach = turn + 1 < four_sweeps ? overshoot : 1.0f;
+            const float reach = turn + 1 < four_sweeps ? overshoot<4> : 1.0f;
             const F new_part = tied ? half : splat(0.5f * reach), old_part = tied ? none : splat(1.0f - reach);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {

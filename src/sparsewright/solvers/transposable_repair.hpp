@@ -129,34 +129,44 @@ struct Transport {
         column_count[j] += step;
     }
 
-    // Tied cells between a row and a column that both want one more.
+    // Tied cells between a row and a column that both want one more, or one less.
     void fill_ties(const Ends &e) {
         std::uint64_t wanting = e.target_columns;
         for (std::uint64_t left = e.source_rows; left; left &= left - 1) {
             const int i = lowest_bit(left);
             // Rows start at different columns, so that the first ones do not use up the same few.
-            std::uint64_t able = tied[i] & ~kept[i] & wanting;
-            while (able && row_count[i] < row_keep[i]) {
-                const std::uint64_t later = able & ~below(i);
-                const int j = lowest_bit(later ? later : able);
-                flip(i, j);
-                able &= ~(std::uint64_t{1} << j);
-                if (column_count[j] == column_keep[j]) wanting &= ~(std::uint64_t{1} << j);
-            }
+            const std::uint64_t able = tied[i] & ~kept[i] & wanting, later = able & ~below(i);
+            const int wants = row_keep[i] - row_count[i], there = count_bits(later);
+            std::uint64_t chosen = first_bits(later, wants);
+            if (wants > there) chosen |= first_bits(able & below(i), wants - there);
+            wanting &= ~flip_all(i, chosen, 1);
         }
-        // And tied kept cells between a row and a column that both want one less.
         std::uint64_t full = 0;
         for (int j = 0; j < columns; ++j) full |= static_cast<std::uint64_t>(column_count[j] > column_keep[j]) << j;
         for (std::uint64_t left = e.target_rows; left && full; left &= left - 1) {
             const int i = lowest_bit(left);
-            std::uint64_t able = tied[i] & kept[i] & full;
-            while (able && row_count[i] > row_keep[i]) {
-                const int j = lowest_bit(able);
-                flip(i, j);
-                able &= able - 1;
-                if (column_count[j] == column_keep[j]) full &= ~(std::uint64_t{1} << j);
-            }
+            full &= ~flip_all(i, first_bits(tied[i] & kept[i] & full, row_count[i] - row_keep[i]), -1);
         }
+    }
+
+    static std::uint64_t first_bits(std::uint64_t bits, int count) {
+        std::uint64_t rest = bits;
+        for (; count > 0 && rest; --count) rest &= rest - 1;
+        return bits & ~rest;
+    }
+
+    // Flips cells of a row that are all kept or all not; returns the columns whose count is met now.
+    std::uint64_t flip_all(int i, std::uint64_t cells, int step) {
+        std::uint64_t met = 0;
+        kept[i] ^= cells;
+        row_count[i] += step * count_bits(cells);
+        for (std::uint64_t left = cells; left; left &= left - 1) {
+            const int j = lowest_bit(left);
+            kept_of[j] ^= std::uint64_t{1} << i;
+            column_count[j] += step;
+            met |= static_cast<std::uint64_t>(column_count[j] == column_keep[j]) << j;
+        }
+        return met;
     }
 
     // One unit along tied cells, breadth first; false where none can go.

@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr float overshoot = 1.4f;
+// Larger tiles take longer to settle and gain from longer steps; from 1.8 on sweeps diverge.
+template <int P> constexpr float overshoot = P == 4 ? 1.2f : P == 8 ? 1.4f : 1.5f;
 
 // Comparators of Batcher's odd-even merge sort of n values, each leaving the greater one first.
 template <int n> struct Network {
@@ -182,7 +183,7 @@ inline float filling_of(std::int32_t size) {
 inline float most_of(float grid) { return grid * 0x1p-1f / 1.5f; }
 
 // How many sweeps before shortest paths are the cheaper way.
-template <int P> constexpr int sweeps_of = P == 8 ? 10 : P == 16 ? 8 : 6;
+template <int P> constexpr int sweeps_of = P == 8 ? 12 : P == 16 ? 16 : 11;
 
 template <int P, bool half> struct Sweeps {
     static constexpr int vectors = Panel<P>::vectors;
@@ -328,7 +329,7 @@ template <int P, bool half> struct Sweeps {
             }
             if (sweep == most) return;
             for (int k = 0; k < vectors; ++k) {
-                const F step = tied[k] ? splat(1.0f) : splat(sweep + 1 < most ? overshoot : 1.0f);
+                const F step = tied[k] ? splat(1.0f) : splat(sweep + 1 < most ? overshoot<P> : 1.0f);
                 const F old = load<F>(p.b + k * lanes), middle = (nth[k] + after[k]) * half_of;
                 F price = alive(old + step * (middle - old), k);
                 if (clamped) price = greatest(price, zero_price);
