@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
@@ -324,3 +325,107 @@ def test_a_thread_that_flushes_subnormal_numbers_counts_them_all_the_same():
         torch.set_flush_denormal(False)
     assert torch.equal(found.mask, truth.mask)
     assert found.kept == truth.kept
+
+
+@pytest.mark.parametrize("never", [-1e15, -1e17, -1e20, -1e30])
+@pytest.mark.parametrize("m,n", [(4, 1), (4, 2), (8, 4), (16, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_that_mean_never_do_not_cost_the_others_their_precision(never, m, n, dtype):
+    whole = (100 * draw("gauss", (m, 6 * m), 0)).round()
+    forbidden = draw("gauss", (m, 6 * m), 1) < 0.2
+    for count in COUNTS:
+        found = solve_tiles(torch.where(forbidden, never, whole).to(dtype), (m, m), (n, n), count)
+        for (place, tile), (_, mask) in zip(tiles_of(whole, m, m), tiles_of(found.mask, m, m)):
+            drop = forbidden[:, place[1] * m : (place[1] + 1) * m]
+            best = best_sum(tile, n, n, count == "at_most", drop=drop)
+            if best is not None:
+                assert float(tile[mask].sum()) == pytest.approx(best, abs=1e-6)
+                assert not bool((mask & drop).any())
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e20, 1e300, -1e18, 0.0])
+@pytest.mark.parametrize("m,n", [(4, 2), (8, 4), (16, 8), (12, 5)])
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_start_from_far_away_is_still_exact(factor, m, n, count):
+    scores = draw("gauss", (2 * m, 3 * m), 0)
+    truth = native(scores, m, n, count)
+    far = replace(truth, column_prices=truth.column_prices * factor)
+    assert_proven(scores, solve_tiles(scores, (m, m), (n, n), count, start=far), m, n, count)
+    other = solve_tiles_in_torch(scores, (m, m), (n, n), count, "error", first=far.column_prices)
+    assert_proven(scores, other, m, n, count)
+
+
+@pytest.mark.parametrize("m,n", [(4, 2), (8, 4), (16, 8), (32, 16), (7, 3)])
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_start_leaves_masks_independent_of_threads_and_neighbours(m, n, count):
+    scores = draw("eight levels", (m, 32 * m), 0)
+    start = native(scores, m, n, count)
+    whole = solve_tiles(scores, (m, m), (n, n), count, start=start).mask
+    for at in range(0, 32, 5):
+        columns = slice(at * m, (at + 1) * m)
+        alone = native(scores[:, columns], m, n, count)
+        alone = replace(alone, column_prices=start.column_prices[:, at : at + 1])
+        again = solve_tiles(scores[:, columns], (m, m), (n, n), count, start=alone).mask
+        assert torch.equal(again, whole[:, columns])
+
+
+@pytest.mark.parametrize("power", [-1074, -1070, -1060, 960])
+def test_doubles_at_the_ends_of_their_range_are_solved_in_torch_too(power):
+    whole = torch.tensor([[5, 1, 4, 7], [2, 6, 3, 3], [7, 8, 8, 1], [2, 9, 3, 1]]).double()
+    scores = whole * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)
+    for count in COUNTS:
+        found = in_torch(scores, 4, 2, count)
+        assert float(whole[found.mask].sum()) == float(whole[native(whole, 4, 2, count).mask].sum())
+
+
+def test_negated_views_default_devices_and_tensors_without_values():
+    view = torch.randn(8, 8, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0)).conj().imag
+    assert view.is_neg()
+    assert torch.equal(solve_mask(view, "2:4t"), solve_mask(view.clone(), "2:4t"))
+    scores = torch.rand(8, 8)
+    truth = solve_mask(scores, "2:4t")
+    with torch.device("meta"):
+        assert torch.equal(solve_mask(scores, "2:4t"), truth)
+        assert solve_mask(scores, "2:4t", certificate=True).gap.device.type == "cpu"
+    for odd in (torch.empty(8, 8, device="meta"), scores.to_sparse(), torch._efficientzerotensor((8, 8))):
+        for certificate in (True, False):
+            with pytest.raises(PatternError, match="Scores"):
+                solve_mask(odd, "2:4t", certificate=certificate)
+    with pytest.raises(PatternError, match=r"keep is a bool tensor.*on their device cpu"):
+        solve_mask(scores, "2:4t", keep=torch.ones(8, 8, dtype=torch.bool, device="meta"))
+
+
+def test_dense_edges_obey_forced_cells():
+    scores = torch.arange(1.0, 37).reshape(6, 6)
+    drop = torch.zeros(6, 6, dtype=torch.bool)
+    drop[5, 5] = True
+    found = solve_tiles(scores, (4, 4), (2, 2), edge="dense", drop=drop)
+    assert found.kept == float(scores[found.mask].sum())
+    assert not bool(found.mask[5, 5])
+    assert solve_tiles_in_torch(scores, (4, 4), (2, 2), "exactly", "dense", drop=drop).kept == found.kept
+    with pytest.raises(PatternError, match=r"tile \[1, 1\]"):
+        solve_tiles(scores, (4, 4), (2, 2), edge="dense", keep=drop, drop=drop)
+
+
+def test_more_bad_arguments_are_told_in_a_sentence():
+    scores = torch.ones(8, 8)
+    for keyword in ("keep", "drop", "start"):
+        with pytest.raises(PatternError, match=f"{keyword} is"):
+            solve_mask(scores, "2:4t", **{keyword: (1, 2)})
+    for tile in (4, (4.0, 4.0), (4, 4, 4)):
+        with pytest.raises(PatternError, match="two whole numbers"):
+            solve_tiles(scores, tile, (2, 2))
+    with pytest.raises(PatternError, match="matrix"):
+        solve_mask(torch.ones(2, 8, 8), "2:4")
+    with pytest.raises(PatternError, match="count is"):
+        solve_mask(scores, "dense", "x")
+    with pytest.raises(PatternError, match="Take the solver 'transposable'"):
+        solve_mask(scores, "2:4t", solver="tsenor", certificate=True)
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1.0, 1e37])
+def test_the_scale_of_scores_is_nothing_to_tsenor(factor):
+    scores = draw("gauss", (32, 32), 0).double()
+    assert torch.equal(
+        solve_mask(scores * factor, "4:8t", solver="tsenor"), solve_mask(scores, "4:8t", solver="tsenor")
+    )

@@ -27,7 +27,8 @@ class MaskSolution:
     Attributes:
         mask: `(*lead, out, in)` bool, True = keep.
         kept: kept sum of scores.
-        gap: `(*lead, out/M, in/M)` float64, rounded up to whole tiles; zero proves that nothing better exists.
+        gap: `(*lead, out/M, in/M)` float64, edge tiles too; zero proves that nothing better exists. Evaluated without
+            rounding for scores that span up to 2^24, and to about 1e-16 of the scores beyond.
         row_prices: `(*lead, out/M, in/M, M)` float64, zeros where an edge tile has no row.
         column_prices: the same for columns.
     """
@@ -42,14 +43,17 @@ class MaskSolution:
 class AbstractMaskSolver(ABC):
     """Chooses what to keep. A solver writes `why_not` and `choose`; the checks around them are here, once.
 
-    Laws (checked by `sparsewright.testing.MaskSolverContract`): the mask obeys the pattern; ties go to the lower index;
+    Laws (checked by `sparsewright.testing.MaskSolverContract`): the mask obeys the pattern; ties go to the lower index
+    (transposable ones by a fixed rule of the solver);
     the result is the same for any thread count and whatever other rows are solved with it.
 
     Attributes:
         exact: whether no mask of the pattern keeps a larger sum. Solvers that only come near are taken by name only.
+        certifies: whether it proves what it finds, and takes edges, forced cells, a start and leading dimensions.
     """
 
     exact = True
+    certifies = False
 
     @abstractmethod
     def why_not(self, pattern: AbstractPattern) -> list[str]:
@@ -100,7 +104,7 @@ class AbstractMaskSolver(ABC):
         """
         raise PatternError(
             f"{type(self).__name__} gives masks without certificates and takes no edge, keep, drop or start. "
-            "Ask for a transposable pattern such as 2:4t, or leave these out."
+            "Take the solver 'transposable' with a pattern such as 2:4t, or leave these out."
         )
 
     def _check(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> None:
@@ -187,7 +191,7 @@ def solve_mask(
     plain = not certificate and edge == "error" and keep is None and drop is None and start is None
 
     def solved(chosen: AbstractMaskSolver) -> Tensor | MaskSolution:
-        if plain and not (isinstance(scores, Tensor) and scores.dim() > 2):
+        if plain and not (chosen.certifies and isinstance(scores, Tensor) and scores.dim() > 2):
             return chosen.solve(scores, rule, count)
         found = chosen.solution(scores, rule, count, edge=edge, keep=keep, drop=drop, start=start)
         return found if certificate else found.mask
@@ -195,6 +199,10 @@ def solve_mask(
     if solver is not None:
         return solved(solvers.get(solver))
     if isinstance(rule, Dense) and plain:
+        if count not in get_args(Count):
+            raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
+        if not isinstance(scores, Tensor):
+            raise PatternError(f"Scores are a tensor (out, in), got {type(scores).__name__}. Use torch.as_tensor.")
         require_finite(scores, "scores")
         return torch.ones_like(scores, dtype=torch.bool) if count == "exactly" else scores > 0
     said = []

@@ -85,8 +85,11 @@ inline void report(const Chunk &c, std::int64_t tile, int kind, int row) {
     if (c.fault->tile < 0 || tile < c.fault->tile) *c.fault = {tile, kind, row};
 }
 
+// A price to start from, cut off where no best price can be: larger ones would cost precision.
+inline double believable(double price, double most) { return std::isfinite(price) ? std::clamp(price, -most, most) : 0; }
+
 // Prices a tile starts from, in double and for any bounds: the sweeps of transposable_sweeps.hpp, one value at a time.
-void start_prices(Transport &t, const double *first_columns) {
+void start_prices(Transport &t, const double *first_columns, int scaled) {
     double largest = 0;
     for (int i = 0; i < t.rows; ++i)
         for (int j = 0; j < t.columns; ++j)
@@ -118,7 +121,7 @@ void start_prices(Transport &t, const double *first_columns) {
     };
     for (int i = 0; i < t.rows; ++i) t.a[i] = 0;
     if (first_columns) {
-        for (int j = 0; j < t.columns; ++j) t.b[j] = priced(first_columns[j]);
+        for (int j = 0; j < t.columns; ++j) t.b[j] = priced(believable(std::ldexp(first_columns[j], -scaled), 4 * largest));
         price_rows();
         return;
     }
@@ -163,10 +166,10 @@ void load_square(Transport &t, const float *scores, std::int64_t stride) {
 }
 
 // Whether the floats of a tile are its scores.
-bool floats_are_exact(const Chunk &c, std::int64_t at, int m) {
+bool floats_are_exact(const Chunk &c, std::int64_t at, int rows, int columns) {
     if (!c.exact) return true;
-    for (int i = 0; i < m; ++i)
-        for (int j = 0; j < m; ++j)
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j)
             if (c.scores[i * c.stride + at + j] != c.exact[i * c.stride + at + j]) return false;
     return true;
 }
@@ -188,8 +191,10 @@ void solve_any(const Chunk &c, std::int64_t at, int columns, const float *a, con
             for (int j = 0; j < columns; ++j) {
                 const double w = c.exact ? c.exact[i * c.stride + at + j] : c.scores[i * c.stride + at + j];
                 if (!std::isfinite(w)) return report(c, tile, 1, i);
-                sum += w;
-                mask[i * p.in + j] = !p.drop || !p.drop[cell + i * p.in + j];
+                const bool drop = p.drop && p.drop[cell + i * p.in + j];
+                if (drop && p.keep && p.keep[cell + i * p.in + j]) return report(c, tile, 2, i);
+                if (!drop) sum += w;
+                mask[i * p.in + j] = !drop;
             }
         t.rows = t.columns = 0;
         write_prices(p, tile, t, 0);
@@ -246,11 +251,12 @@ void solve_any(const Chunk &c, std::int64_t at, int columns, const float *a, con
         for (int i = 0; i < t.rows; ++i) t.a[i] = a[i];
         for (int j = 0; j < columns; ++j) t.b[j] = b[j];
     } else {
-        start_prices(t, p.first_columns ? p.first_columns + tile * p.tile_columns : nullptr);
+        start_prices(t, p.first_columns ? p.first_columns + tile * p.tile_columns : nullptr, exponent);
     }
+    t.narrow = floats_are_exact(c, at, c.rows, columns);
     t.follow_prices();
     int stuck = 0;
-    if (!t.repair(stuck)) return report(c, tile, 2, stuck);
+    if (!t.solve(stuck)) return report(c, tile, 2, stuck);
     if (t.at_most) t.drop_worthless();
     for (int i = 0; i < t.rows; ++i) {
         forced[i] |= t.kept[i];
@@ -258,7 +264,7 @@ void solve_any(const Chunk &c, std::int64_t at, int columns, const float *a, con
     }
     if (!p.row_prices) return;
     write_prices(p, tile, t, exponent);
-    p.gap[tile] = std::ldexp(t.gap(), exponent);
+    p.gap[tile] = std::ldexp(t.proven_gap(), exponent);
     p.kept[tile] = std::ldexp(t.sum_of(forced), exponent);
 }
 
@@ -285,6 +291,7 @@ void finish_tile(const Chunk &c, const Panel<P> &panel, int tile, std::int64_t a
     Transport &t = transport();
     t.shape(m, m);
     t.at_most = p.at_most;
+    t.narrow = true;
     for (int i = 0; i < m; ++i) {
         t.row_keep[i] = t.column_keep[i] = p.row_keep;
         t.open[i] = t.open_of[i] = below(m);
@@ -295,7 +302,7 @@ void finish_tile(const Chunk &c, const Panel<P> &panel, int tile, std::int64_t a
     if (!settled) {
         t.fill_prices();
         int stuck = 0;
-        if (!t.repair(stuck)) return report(c, number, 2, stuck);
+        if (!t.solve(stuck)) return report(c, number, 2, stuck);
         if (t.at_most) t.drop_worthless();
     }
     for (int i = 0; i < m; ++i) {
@@ -305,7 +312,7 @@ void finish_tile(const Chunk &c, const Panel<P> &panel, int tile, std::int64_t a
     if (!p.row_prices) return;
     if (settled) return write_certificate<P>(p, panel, tile * P, number, m, t.sum_of(kept));
     write_prices(p, number, t, 0);
-    p.gap[number] = t.gap();
+    p.gap[number] = t.proven_gap();
     p.kept[number] = t.sum_of(kept);
 }
 
@@ -339,7 +346,8 @@ template <int P, bool half> void solve_square(const Chunk &c) {
         if (p.first_columns)
             for (int tile = 0; tile < Panel<P>::tiles; ++tile) {
                 const double *prices = p.first_columns + (c.first_tile + first + std::min(tile, here - 1)) * m;
-                for (int j = 0; j < P; ++j) first_b[tile * P + j] = j < m ? static_cast<float>(prices[j]) : 0;
+                const double most = panel.grid[tile * P] * (0.25 / 1.5);
+                for (int j = 0; j < P; ++j) first_b[tile * P + j] = j < m ? static_cast<float>(believable(prices[j], most)) : 0;
             }
         sweeps.start(m, p.first_columns ? first_b : nullptr);
         sweeps.run(p.at_most, m);
@@ -347,7 +355,7 @@ template <int P, bool half> void solve_square(const Chunk &c) {
             const std::int64_t at = (first + tile) * m;
             if (!usual[tile]) {
                 solve_any(c, at, m, nullptr, nullptr);
-            } else if (!floats_are_exact(c, at, m)) {
+            } else if (!floats_are_exact(c, at, m, m)) {
                 solve_any(c, at, m, panel.a + tile * P, panel.b + tile * P);
             } else {
                 double sum = 0;
@@ -390,8 +398,11 @@ template <int n, bool at_most> void solve_fours(const Chunk &c) {
         if (p.first_columns) {
             for (int l = 0; l < lanes; ++l) {
                 const int tile = l % 4 * (lanes / 4) + l / 4;
+                const double most = usual_size(size[l]) ? grid_of(size[l]) * (0.25 / 1.5) : 0;
                 for (int j = 0; j < 4; ++j)
-                    first_b[j][l] = tile < here ? static_cast<float>(p.first_columns[(c.first_tile + first + tile) * 4 + j]) : 0;
+                    first_b[j][l] = tile < here
+                        ? static_cast<float>(believable(p.first_columns[(c.first_tile + first + tile) * 4 + j], most))
+                        : 0;
             }
         }
         const I unusual = (size < splat(30 << 23)) | (size >= splat(230 << 23));
@@ -400,7 +411,7 @@ template <int n, bool at_most> void solve_fours(const Chunk &c) {
         if (c.exact)
             for (int l = 0; l < lanes; ++l) {
                 const int tile = l % 4 * (lanes / 4) + l / 4;
-                if (tile < here && !floats_are_exact(c, (first + tile) * 4, 4)) unsolved[l] = -1;
+                if (tile < here && !floats_are_exact(c, (first + tile) * 4, 4, 4)) unsolved[l] = -1;
             }
         for (int i = 0; i < 4; ++i) {
             const I row = in_order(found.rows[i]);

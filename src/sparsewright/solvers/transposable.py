@@ -30,6 +30,8 @@ _SCORES_PER_THREAD = 1 << 17
 class ExactTransposable(AbstractMaskSolver):
     """The mask with the largest kept sum; ties go by one fixed rule of the solver."""
 
+    certifies = True
+
     def why_not(self, pattern: AbstractPattern) -> list[str]:
         """Transposable N:M up to M = 64."""
         if not isinstance(pattern, Transposable):
@@ -101,6 +103,9 @@ def solve_tiles(
     if not isinstance(scores, Tensor) or scores.dim() < 2 or not scores.is_floating_point() or scores.numel() == 0:
         form = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
         raise PatternError(f"Scores are a floating-point tensor (*lead, out, in), got {form}.")
+    for name, pair in (("tile", tile), ("counts", counts)):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(type(size) is int for size in pair)):
+            raise PatternError(f"{name} is two whole numbers, for rows and for columns, got {pair!r}.")
     if count not in get_args(Count):
         raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
     if edge not in get_args(Edge):
@@ -123,13 +128,21 @@ def solve_tiles(
             "Ask for edge='at_most' or edge='dense', or choose another size."
         )
     for name, cells in (("keep", keep), ("drop", drop)):
-        if cells is not None and (cells.dtype != torch.bool or cells.shape != scores.shape):
+        if cells is None:
+            continue
+        if not isinstance(cells, Tensor):
+            raise PatternError(f"{name} is a bool tensor of the scores' shape, got {type(cells).__name__}.")
+        if cells.dtype != torch.bool or cells.shape != scores.shape or cells.device != scores.device:
             raise PatternError(
-                f"{name} is a bool tensor of the scores' shape {tuple(scores.shape)}, "
-                f"got {tuple(cells.shape)} {cells.dtype}."
+                f"{name} is a bool tensor of the scores' shape {tuple(scores.shape)} on their device {scores.device}, "
+                f"got {tuple(cells.shape)} {cells.dtype} on {cells.device}."
             )
     first = None
     if start is not None:
+        if not isinstance(start, MaskSolution):
+            raise PatternError(
+                f"start is an earlier MaskSolution, got {type(start).__name__}. Leave it out for the first."
+            )
         first = start.column_prices
         wanted = (*scores.shape[:-2], -(-out // rows), -(-in_ // columns), columns)
         if tuple(first.shape) != wanted:
@@ -153,27 +166,36 @@ def _solve(
     first: Tensor | None,
     certificate: bool,
 ) -> MaskSolution:
+    if scores.layout != torch.strided or scores.is_meta:
+        raise PatternError(
+            f"Scores are an ordinary dense tensor with values, got layout {scores.layout} on {scores.device}. "
+            "Call to_dense(), or move them to a device that holds values."
+        )
     if scores.device.type != "cpu":
         free = count == "exactly" and keep is None and drop is None and first is None
         return _on_device(scores, tile, counts, count, edge, keep, drop, first, free)
+    scores = scores.resolve_neg()
     if scores.dtype not in _TYPES:
         scores = scores.float()
     lead = scores.shape[:-2]
     out, in_ = scores.shape[-2:]
     matrices = scores if scores.dim() == 3 else scores.unsqueeze(0) if not lead else scores.reshape(-1, out, in_)
     batch = matrices.shape[0]
-    mask = torch.empty((*lead, out, in_), dtype=torch.bool)
+    mask = torch.empty((*lead, out, in_), dtype=torch.bool, device="cpu")
     tiles = (-(-out // tile[0]), -(-in_ // tile[1]))
     proofs: list[Tensor] = []
     addresses = (0, 0, 0, 0)
     if certificate:
         shape = (*lead, *tiles)
-        proofs = [torch.empty((*shape, size), dtype=torch.float64) for size in tile]
-        proofs += [torch.empty(shape, dtype=torch.float64) for _ in range(2)]
+        proofs = [torch.empty((*shape, size), dtype=torch.float64, device="cpu") for size in tile]
+        proofs += [torch.empty(shape, dtype=torch.float64, device="cpu") for _ in range(2)]
         addresses = (proofs[0].data_ptr(), proofs[1].data_ptr(), proofs[2].data_ptr(), proofs[3].data_ptr())
     kept_cells = None if keep is None else keep.contiguous()
     dropped_cells = None if drop is None else drop.contiguous()
     prices = None if first is None else first.to("cpu", torch.float64).contiguous()
+    for given in (matrices, kept_cells, dropped_cells):
+        if given is not None and _address(given) == 0:
+            raise PatternError(f"Scores, keep and drop hold values of their own, got a {type(given).__name__} without.")
     threads = max(1, min(torch.get_num_threads(), scores.numel() // _SCORES_PER_THREAD))
     fault, _, row = _native.transposable(
         matrices.data_ptr(),
@@ -195,10 +217,18 @@ def _solve(
         require_finite(scores, "scores")
         raise infeasible(fault, row, lead, tiles)
     if not certificate:
-        none = torch.empty(0, dtype=torch.float64)
+        none = torch.empty(0, dtype=torch.float64, device="cpu")
         return MaskSolution(mask, math.nan, none, none, none)
     # Not torch's sum, which depends on the number of threads.
     return MaskSolution(mask, float(proofs[3].numpy().sum()), proofs[2], proofs[0], proofs[1])
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the values lie; 0 for tensors that only stand for some (fake, functional, wrapped ones)."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _on_device(

@@ -40,6 +40,8 @@ struct Transport {
     int row_keep[largest_tile], column_keep[largest_tile];
     int row_count[largest_tile], column_count[largest_tile];
     bool has_ties;
+    bool narrow;   // scores are single precision
+    bool rounded;  // scores are too far apart for exact sums
     // The last search: nodes are rows, then columns from largest_tile on, then the ground.
     alignas(64) double far[2 * largest_tile];   // least cost so far
     alignas(64) double next[2 * largest_tile];  // the same where not settled, infinity elsewhere
@@ -448,6 +450,67 @@ struct Transport {
         }
         return sum;
     }
+
+    // The same with nothing lost to rounding: w - a - b as an unevaluated sum (Knuth's two-sum).
+    double exact_gap() const {
+        double sum = 0;
+        const auto rest = [](double x, double y, double s) {
+            const double back = s - x;
+            return (x - (s - back)) + (y - back);
+        };
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < columns; ++j) {
+                if (!(open[i] >> j & 1)) continue;
+                const double v = w[i * columns_up + j], both = a[i] + b[j], lost = rest(a[i], b[j], both);
+                const double r = v - both, more = rest(v, -both, r) - lost;
+                const double exact = r + more;
+                sum += kept[i] >> j & 1 ? (exact < 0 ? -exact : 0) : (exact > 0 ? exact : 0);
+            }
+        if (at_most) {
+            for (int i = 0; i < rows; ++i) sum += a[i] * (row_keep[i] - row_count[i]);
+            for (int j = 0; j < columns; ++j) sum += b[j] * (column_keep[j] - column_count[j]);
+        }
+        return sum;
+    }
+
+    // Whether scores are so far apart that sums of a few of them and of prices may round in double.
+    bool may_round() const {
+        if (!narrow) return true;
+        const D nothing = D{}, none = splat(infinity);
+        D most = nothing, least_score = none;
+        for (int i = 0; i < rows; ++i) {
+            most = greatest(most, splat(size_of(a[i])));
+            for (int j = 0; j < columns_up; j += wide_lanes) {
+                const D v = load<D>(w + i * columns_up + j);
+                const D size = choose(static_cast<std::uint32_t>(open[i] >> j), greatest(v, -v), nothing);
+                most = greatest(most, size);
+                least_score = least(least_score, size > nothing ? size : none);
+            }
+        }
+        for (int j = 0; j < columns_up; j += wide_lanes) most = greatest(most, greatest(load<D>(b + j), -load<D>(b + j)));
+        double largest = 0, smallest = infinity;
+        for (int l = 0; l < wide_lanes; ++l) {
+            largest = largest > most[l] ? largest : most[l];
+            smallest = smallest < least_score[l] ? smallest : least_score[l];
+        }
+        // Single precision has 24 bits; sums of prices and scores grow by a few more.
+        return largest > smallest * 0x1p25;
+    }
+
+    static double size_of(double v) { return v < 0 ? -v : v; }
+
+    // repair(), and where it may have rounded, once more from prices of zero, which stay as small as the problem allows.
+    bool solve(int &stuck) {
+        if (!repair(stuck)) return false;
+        rounded = may_round();
+        if (!rounded || exact_gap() <= 1e-13 * size_of(sum_of(kept))) return true;
+        for (int i = 0; i < rows; ++i) a[i] = 0;
+        for (int j = 0; j < columns; ++j) b[j] = 0;
+        follow_prices();
+        return repair(stuck);
+    }
+
+    double proven_gap() const { return rounded ? exact_gap() : gap(); }
 
     // Sum of the scores of some cells, in the order of gap().
     double sum_of(const std::uint64_t *cells) const {

@@ -209,7 +209,10 @@ template <int P, bool half> struct Sweeps {
     void start(int m, const float *first_b) {
         find_ties(m);
         if (first_b) {
-            for (int k = 0; k < vectors; ++k) store(p.b + k * lanes, load<F>(first_b + k * lanes));
+            for (int k = 0; k < vectors; ++k) {
+                store(p.a + k * lanes, F{});
+                store(p.b + k * lanes, load<F>(first_b + k * lanes));
+            }
             return;
         }
         for (int k = 0; k < vectors; ++k) {

@@ -76,6 +76,9 @@ def solve_tiles_in_torch(
         return parts.reshape(-1, tile[0], tile[1])
 
     w = cut(scores.double())
+    # Every tile at the scale of 1, by a power of two in two steps: neither grids nor sums leave the range of float64.
+    power = torch.frexp(w.abs().amax((1, 2))).exponent
+    w = _scaled(w, -power[:, None, None])
     there = cut(torch.ones_like(scores, dtype=torch.bool))
     is_edge = ~there.flatten(1).all(1)
     forced = cut(keep) if keep is not None else torch.zeros_like(there)
@@ -95,17 +98,30 @@ def solve_tiles_in_torch(
         torch.zeros_like(w[:, 0, :]),
         torch.zeros_like(there),
     )
-    _sweep(tiles, None if first is None else first.to(w.device, torch.float64).reshape(-1, tile[1]))
+    if first is not None:
+        # No best price is further out, and larger ones would cost precision.
+        first = _scaled(first.to(w.device, torch.float64).reshape(-1, tile[1]), -power[:, None])
+        first = first.nan_to_num(0.0).clamp(-4.0, 4.0)
+    _sweep(tiles, first)
     tiles.kept = (tiles.reduced > 0) & tiles.open
     _repair(tiles, lead, (down, across))
     tiles.kept &= ~at_most[:, None, None] | (w > 0)
-    gap = _gap(tiles).masked_fill(dense, 0).reshape(*lead, down, across)
+    gap = _scaled(_gap(tiles).masked_fill(dense, 0), power).reshape(*lead, down, across)
     chosen = tiles.kept | (forced & there) | (there & ~gone & dense[:, None, None])
-    kept = float(torch.where(chosen, w, 0).sum((1, 2)).cpu().numpy().sum())
+    kept = float(torch.where(chosen, _scaled(w, power[:, None, None]), 0).sum((1, 2)).cpu().numpy().sum())
     mask = chosen.reshape(-1, down, across, *tile).transpose(2, 3).reshape(-1, down * tile[0], across * tile[1])
     mask = mask[:, :out, :in_].reshape(scores.shape).contiguous()
-    prices = [side.masked_fill(dense[:, None], 0).reshape(*lead, down, across, -1) for side in (tiles.a, tiles.b)]
+    prices = [
+        _scaled(side.masked_fill(dense[:, None], 0), power[:, None]).reshape(*lead, down, across, -1)
+        for side in (tiles.a, tiles.b)
+    ]
     return MaskSolution(mask, kept, gap, prices[0], prices[1])
+
+
+def _scaled(values: Tensor, power: Tensor) -> Tensor:
+    """Values times two to a power that itself may be out of range."""
+    half = torch.div(power, 2, rounding_mode="floor")
+    return torch.ldexp(torch.ldexp(values, half), power - half)
 
 
 def _sweep(tiles: _Tiles, first: Tensor | None) -> None:
@@ -267,5 +283,5 @@ def infeasible(tile: int, row: int, lead: tuple[int, ...], grid: tuple[int, int]
     line = f"row {row}" if row >= 0 else f"column {-1 - row}"
     return PatternError(
         "No mask keeps what `keep` names, drops what `drop` names and has the pattern's counts: "
-        f"tile {place} cannot have its count in {line}. Force fewer cells there, or ask for count='at_most'."
+        f"tile {place} cannot have its count in {line}. Force fewer cells of that tile."
     )

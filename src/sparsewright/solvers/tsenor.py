@@ -47,7 +47,9 @@ class Tsenor(AbstractMaskSolver):
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Rows and columns may stay short of N, whatever `count` says."""
         rule = cast(Transposable, pattern)
-        tiles = cut_tiles(scores, rule.m).float()
+        tiles = cut_tiles(scores, rule.m).double()
+        largest = tiles.abs().amax((1, 2), keepdim=True)
+        tiles = (tiles / torch.where(largest > 0, largest, 1)).float()
         share = self.transport(tiles, rule.n)
         order = share.flatten(1).sort(dim=1, descending=True, stable=True).indices
         mask = self._searched(tiles, take_by_order(order, rule.m, rule.n), rule.n)
@@ -55,9 +57,8 @@ class Tsenor(AbstractMaskSolver):
         return joined if count == "exactly" else joined & (scores > 0)
 
     def transport(self, tiles: Tensor, n: int) -> Tensor:
-        """The fractional mask of `(tiles, M, M)` scores: logarithms of values in 0..1 (equations 2 and 3)."""
-        largest = tiles.abs().amax((1, 2), keepdim=True)
-        log_share = self.tau * tiles / torch.where(largest > 0, largest, 1)
+        """The fractional mask of `(tiles, M, M)` scores of at most 1: logarithms of values in 0..1 (equations 2, 3)."""
+        log_share = self.tau * tiles
         log_n = torch.log(torch.tensor(float(n), dtype=tiles.dtype, device=tiles.device))
         # Only the bound of 1 per cell needs Dykstra's correction; the sums are affine.
         correction = torch.zeros_like(log_share)
