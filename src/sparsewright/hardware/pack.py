@@ -77,8 +77,8 @@ def pack_(
             convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
             there is a `batch`.
         plan: pattern, layout and value type of each layer; without it the pattern is the one that `sparsify_`
-            remembered beside the mask, while it keeps just what the mask keeps, else it is read off the mask (`layouts.infer_pattern`).
-            A layout that holds values of one type decides the type.
+            remembered beside the mask, while it keeps just what the mask keeps, else it is read off the mask
+            (`layouts.infer_pattern`). A layout that holds values of one type decides the type.
         value_dtype: of all layers, over the plan's. `int8` rounds inputs too where rows share their choice (layout
             `int8`); where each row chooses alone, inputs stay float32 (layout `int8_weights`).
         force: pack without asking the target (for size, or because the target is known).
@@ -134,7 +134,7 @@ def pack_(
     return [row for row, _ in made]
 
 
-def _token_counts(tokens: object) -> list[int]:
+def _token_counts(tokens: Any) -> list[int]:
     counts = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else [tokens]
     if not counts or not all(is_whole(count, 1) for count in counts):
         raise PlanError(
