@@ -9,6 +9,7 @@ from bundle_models import pack_layer
 from test_hostile_bundles import forge
 
 from sparsewright.bundle import inspect, load, save
+from sparsewright.bundle.architecture import describe
 from sparsewright.core import BundleError
 from sparsewright.models import ensure_torchvision_imports
 from sparsewright.nn import SparseTensor
@@ -163,6 +164,26 @@ def test_settings_of_a_timm_model_are_read_off_it(
     images = torch.randn(shape)
     with torch.no_grad():
         assert torch.equal(again(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("vit_tiny_patch16_224", {"num_heads": 2}),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}),
+        ("swin_tiny_patch4_window7_224", {"always_partition": True}),
+    ],
+    ids=str,
+)
+def test_settings_that_only_an_attribute_tells_want_the_architecture(name: str, settings: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
+    with torch.device("meta"):
+        made, usual = timm.create_model(name, **settings), timm.create_model(name, drop_rate=0.1)
+    assert describe(made, None, None).library == "torch"
+    usual.set_grad_checkpointing()
+    for module in usual.eval().modules():
+        module.weight_pattern = "2:4"
+    assert describe(usual, None, None).library == "timm"
 
 
 @pytest.mark.parametrize("settings", [{"act_layer": "gelu"}, {"output_stride": 8}])

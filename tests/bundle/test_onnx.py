@@ -291,6 +291,18 @@ def test_a_file_that_answers_otherwise_never_takes_its_place(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_nan_never_counts_as_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, path = packed_linear("2:4x4", 32, 64), tmp_path / "model.onnx"
+    with pytest.raises(ModelError, match="must be finite, but torch's 'output' holds NaN or infinity"):
+        export_onnx(layer, path, torch.full((5, 64), torch.nan))
+    right = onnx_functions.VECTOR
+    operator = replace(right, body=right.body.replace("inputs = Identity (x)", "inputs = Log (x)"))
+    monkeypatch.setattr(exporter, "OPERATORS", {"VectorLinear": operator})
+    with pytest.raises(BundleError, match="differs from torch's by nan"):
+        export_onnx(layer, path, -torch.rand(5, 64) - 1)
+    assert not path.exists()
+
+
 def test_mistakes_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = packed_linear("2:4x4", 32, 64)
 

@@ -93,6 +93,27 @@ def test_a_timed_model_knows_tokens_and_calls_of_each_layer():
     assert not model.once._forward_hooks
 
 
+def test_a_layer_that_is_called_by_keyword_counts_its_tokens():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.a = nn.Conv2d(3, 16, 4, stride=4), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.a(input=self.image(input=x).flatten(2).mT)
+
+    model = ByName()
+    timed = time_model(
+        model,
+        torch.randn(2, 3, 8, 8),
+        {"image": model.image, "a": model.a},
+        {"image": (16, 48), "a": (16, 16)},
+        rounds=(2, 2),
+        seconds=0,
+    )
+    assert {name: layer.tokens for name, layer in timed.layers.items()} == {"image": 8, "a": 8}
+
+
 def test_a_layer_that_is_never_called_has_no_cost():
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)})
     model.forward = lambda x: model["used"](x)

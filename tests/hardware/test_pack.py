@@ -10,7 +10,7 @@ from torch import nn
 from sparsewright.core import LayerPlan, ModelError, Plan, PlanError, parse_pattern
 from sparsewright.hardware import AbstractTarget, Cost, CostStore, ThisTarget, pack_
 from sparsewright.models import layers, sparsify_
-from sparsewright.nn import SparseTensor
+from sparsewright.nn import SparseTensor, kept_places
 
 
 class Board(AbstractTarget):
@@ -167,6 +167,24 @@ def test_a_pattern_that_the_mask_left_is_read_off_the_mask_again(model):
         model[0].weight.mul_(other[0].weight_mask)
     (row,) = pack_(model, force=True)
     assert row.pattern == "2:4"
+
+
+def test_a_pattern_that_allows_more_than_the_mask_keeps_does_not_win(model):
+    other = masked(copy.deepcopy(model), {"0": "1:4x4"})
+    sparsify_(model, {"0": "2:4x4"}, method="magnitude")
+    model[0].weight_mask.copy_(other[0].weight_mask)
+    with torch.no_grad():
+        model[0].weight.mul_(other[0].weight_mask)
+    (row,) = pack_(model, force=True)
+    assert row.pattern == "1:4x4"
+    assert torch.equal(kept_places(model[0].weight.packed), other[0].weight_mask)
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("tokens", [0, -1, [], "a", 1.5, None, True, [64, 0]], ids=str)
+def test_tokens_that_count_no_rows_are_refused(model, tokens, force):
+    with pytest.raises(PlanError, match="one whole number of 1 or more or several of them, got"):
+        pack_(masked(model), Board({}), tokens=tokens, force=force)
 
 
 def test_a_state_dict_in_a_fresh_model_packs_by_what_its_masks_tell(model):

@@ -127,6 +127,19 @@ def test_bfloat16_values_that_were_written_to_are_widened_anew() -> None:
         assert torch.equal(moved(x), moved.bias.expand(3, 32))
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_moved_modules_run_under_autocast(kind: str, given: torch.dtype) -> None:
+    moved = layer().bfloat16() if kind == "linear" else convolution(2).bfloat16()
+    x = torch.randn((3, 64) if kind == "linear" else (2, 16, 9, 9)).bfloat16()
+    with torch.no_grad():
+        expected = moved(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = moved(x.to(given))
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result, expected, rtol=2e-2, atol=1e-2)
+
+
 def test_dtypes_that_differ_are_told_as_torch_tells_them() -> None:
     with torch.no_grad():
         with pytest.raises(KernelError, match="compute in float32"):

@@ -175,6 +175,14 @@ def test_it_saves_and_loads_with_weights_only(transposed: bool) -> None:
     assert str(loaded.packed.pattern) == "4x1@50%"
 
 
+def test_a_file_cannot_be_read_onto_the_meta_device() -> None:
+    stream = io.BytesIO()
+    torch.save(linear_pair()[0].state_dict(), stream)
+    stream.seek(0)
+    with pytest.raises(BundleError, match=r"cannot be read onto the meta device, .* map_location='cpu'"):
+        torch.load(stream, map_location="meta", weights_only=False)
+
+
 def test_a_file_with_a_wrong_index_is_refused() -> None:
     allow_loading()
     weight = SparseTensor(packed_pair()[0])

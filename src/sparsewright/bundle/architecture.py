@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core import BundleError, MissingPackageError
 from ..models import ensure_torchvision_imports, family_of
+from ..models.layer_ref import PATTERN
 from .manifest import ModelSource, require_plain
 
 # Auto class -> the mapping in which transformers keeps its own classes for it.
@@ -33,6 +34,19 @@ TIMM_SETTINGS = frozenset({"num_classes", "in_chans", "img_size", "global_pool"}
 # Settings that make a library fetch or run something while it builds a model.
 _FETCHING = frozenset(
     {"auto_map", "quantization_config", "use_pretrained_backbone", "backbone", "trust_remote_code", "custom_pipelines"}
+)
+# Plain attributes that decide on training, first weights or speed, never on answers; `weight_pattern` is our own.
+_NO_ANSWER = frozenset(
+    {
+        "training",
+        "grad_checkpointing",
+        "fused_attn",
+        "fix_init",
+        "weight_init_mode",
+        "head_init_scale",
+        "init_values",
+        PATTERN,
+    }
 )
 _COUNT = re.compile(r"(layer|layers|blocks?|depths?|stages?|experts|labels)$")
 _MAX_BUFFER_BYTES = 256 * 1024 * 1024
@@ -149,13 +163,31 @@ def _timm_settings(model: Any, made_from: Mapping[str, Any]) -> dict[str, Any]:
 def _structure(model: nn.Module) -> tuple[Any, ...]:
     """What decides on a model's answers beside its weights; what acts in training only is left out."""
     modules = [
-        (name, type(module).__name__, module.extra_repr() if list(module.children()) else repr(module))
+        (
+            name,
+            type(module).__name__,
+            module.extra_repr() if list(module.children()) else repr(module),
+            _plain_attributes(module),
+        )
         for name, module in model.named_modules()
         if not type(module).__name__.startswith(("Identity", "Drop"))
     ]
     pool = getattr(model, "global_pool", None)
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     return modules, shapes, pool if isinstance(pool, str) else ""
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Settings that no repr and no shape tells, such as a number of heads."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not (name.startswith("_") or name in _NO_ANSWER or "drop" in name) and _is_plain(value)
+    }
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, int | float | str) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def build(source: ModelSource, shapes: Mapping[str, tuple[int, ...]], file_bytes: int) -> nn.Module:

@@ -108,6 +108,8 @@ def export_onnx(
         expected = _tensors(model(*args, **kwargs))
         if not expected:
             raise ModelError(f"{type(model).__name__} answers without a tensor, so there is nothing to export.")
+        if check:
+            _require_finite_answers(expected)
         program = _program(model, args, kwargs, dynamic_shapes)
         proto = _translate(program, names, list(expected))
     _finish(proto)
@@ -307,6 +309,16 @@ def _name_planes(graph: Any, used: list[Any]) -> None:
         entry.name = renamed.get(entry.name, entry.name)
 
 
+def _require_finite_answers(expected: Mapping[str, Tensor]) -> None:
+    """Examples are judged by their answers: a mask of minus infinity is a good input."""
+    strange = next((name for name, tensor in expected.items() if not bool(torch.isfinite(tensor).all())), None)
+    if strange is not None:
+        raise ModelError(
+            f"Answers to an example are compared, so they must be finite, but torch's {strange!r} holds NaN or "
+            "infinity. Pass an example with a finite answer, or export with `check=False`."
+        )
+
+
 def _compare(path: Path, inputs: Mapping[str, Any], expected: Mapping[str, Tensor]) -> float:
     """Largest difference between onnxruntime's answer and torch's / largest value of the answer."""
     from ..hardware.onnx_rival import open_session
@@ -318,12 +330,13 @@ def _compare(path: Path, inputs: Mapping[str, Any], expected: Mapping[str, Tenso
     except Exception as error:
         # Its errors have no common class below Exception.
         raise BundleError(f"onnxruntime does not run the exported file: {_first_line(error)}") from error
-    worst = 0.0
+    worst = torch.zeros((), dtype=torch.float64)
     for answer, tensor in zip(found, expected.values()):
         if tensor.numel():
             difference = (torch.from_numpy(answer).double() - tensor.double()).abs().max()
-            worst = max(worst, float(difference / tensor.double().abs().max().clamp_min(1e-30)))
-    return worst
+            # Unlike `max`, this keeps NaN.
+            worst = worst.maximum(difference / tensor.double().abs().max().clamp_min(1e-30))
+    return float(worst)
 
 
 def _require_close(error: float | None, rounds: bool) -> None:

@@ -211,22 +211,23 @@ class _Inside:
     def _attach(self, name: str, module: nn.Module) -> None:
         started = 0.0
 
-        def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def before(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             nonlocal started
-            if inputs and isinstance(inputs[0], Tensor):
-                self._tokens[name] += inputs[0].numel() // max(1, inputs[0].shape[-1])
+            self._tokens[name] += _rows(inputs, named)
             self._calls[name] += 1
             started = self._clock()
 
-        def after(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def after(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             spent = self._clock() - started - self._overhead
             self._seconds[name][-1] += max(0.0, spent)
             if isinstance(output, Tensor) and output.dim() == 4:
                 # A convolution sees one token per output pixel, not per input row.
-                rows = inputs[0].numel() // max(1, inputs[0].shape[-1]) if inputs else 0
-                self._tokens[name] += output.shape[0] * output.shape[2] * output.shape[3] - rows
+                self._tokens[name] += output.shape[0] * output.shape[2] * output.shape[3] - _rows(inputs, named)
 
-        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        self._handles += [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, with_kwargs=True),
+        ]
 
     def whole(self, call: Callable[[], object]) -> object:
         """Run the model inside the hooks and keep how long it took."""
@@ -260,6 +261,12 @@ class _Inside:
             for name, spent in self._seconds.items()
         }
         return fitted(measured, total_s)
+
+
+def _rows(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> int:
+    """Rows of the first tensor that a layer is called with, by position or by name; 0 without one."""
+    x = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+    return 0 if x is None or not x.dim() else x.numel() // max(1, x.shape[-1])
 
 
 def _clock_overhead(clock: Any, draws: int = 200) -> float:

@@ -18,6 +18,7 @@ from ..core import (
     PlanError,
     ProfileError,
     ValueType,
+    is_whole,
     suggest,
 )
 from ..models import LayerRef, drop_mask, layers
@@ -76,8 +77,8 @@ def pack_(
             convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
             there is a `batch`.
         plan: pattern, layout and value type of each layer; without it the pattern is the one that `sparsify_`
-            remembered beside the mask, while the mask obeys it, else it is read off the mask (`layouts.infer_pattern`).
-            A layout that holds values of one type decides the type.
+            remembered beside the mask, while it keeps just what the mask keeps, else it is read off the mask
+            (`layouts.infer_pattern`). A layout that holds values of one type decides the type.
         value_dtype: of all layers, over the plan's. `int8` rounds inputs too where rows share their choice (layout
             `int8`); where each row chooses alone, inputs stay float32 (layout `int8_weights`).
         force: pack without asking the target (for size, or because the target is known).
@@ -89,11 +90,11 @@ def pack_(
 
     Raises:
         ModelError: nothing is masked, or dropped weights are not zero any more.
-        PlanError: the plan's pattern does not hold for a layer's mask.
+        PlanError: the plan's pattern does not hold for a layer's mask, or `tokens` counts no rows.
     """
+    counts = _token_counts(tokens)
     apply_calibration_once()
     machine = None if force else load_target(target)
-    counts = [tokens] if isinstance(tokens, int) else list(tokens)
     planned = plan.layers if plan is not None else {}
     if value_dtype is not None and value_dtype not in tuple(TORCH_DTYPES):
         raise PlanError(f"There are no {value_dtype!r} values. {suggest(str(value_dtype), TORCH_DTYPES)}")
@@ -131,6 +132,16 @@ def pack_(
         same = first[0].kind == ref.kind and _same_mask(first[1], mask) and first[2] is not None
         _install(ref, first[2] if same else replacement)
     return [row for row, _ in made]
+
+
+def _token_counts(tokens: Any) -> list[int]:
+    counts = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else [tokens]
+    if not counts or not all(is_whole(count, 1) for count in counts):
+        raise PlanError(
+            "Tokens are the rows of input that the layers will see, one whole number of 1 or more or several of them, "
+            f"got {tokens!r:.80}. Pass for instance tokens=(64, 1024)."
+        )
+    return [int(count) for count in counts]
 
 
 def _same_mask(first: Tensor | None, second: Tensor | None) -> bool:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import AbstractPattern, ModelError, parse_pattern, require_whole
-from ..layouts import PackedWeight, infer_pattern
-from ..nn import SparseTensor, as_parameter
+from ..layouts import PackedWeight, infer_pattern, pack
+from ..nn import SparseTensor, as_parameter, kept_places
 from .views import LINEAR, AbstractView
 
 MASK = "weight_mask"
@@ -82,12 +82,21 @@ class LayerRef:
         return stored.T if self.kind == "transposed" else stored.flatten(1)
 
     def get_pattern(self) -> AbstractPattern | None:
-        """The rule of the mask: what it was solved for while it obeys that, else what is read off it; None without."""
+        """The rule of the mask; None without.
+
+        It is what the mask was solved for, while a weight packed so keeps just what the mask keeps; else what is read
+        off the mask.
+        """
         mask = self.get_mask()
         if mask is None:
             return None
-        known = self.remembered_pattern
-        return known if known is not None and not known.check_mask(mask) else infer_pattern(mask)
+        known, read = self.remembered_pattern, infer_pattern(mask)
+        if known is None or known == read or known.check_mask(mask):
+            return read
+        # A pattern may allow more than the mask keeps, and its form fills up with zeros. Ones, so that none counts as
+        # dropped.
+        packed = pack(mask.to(torch.float32), mask.contiguous(), "auto", known)
+        return known if torch.equal(kept_places(packed), mask) else read
 
     @property
     def remembered_pattern(self) -> AbstractPattern | None:

@@ -37,6 +37,9 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
 
 def run_widened(run: Callable[..., Tensor], x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     """`run(x, packed weight, bias)`, in float32 and rounded once where x and the weight are of one 16-bit dtype."""
+    if torch.is_autocast_enabled("cpu") and weight.dtype in _LOWER and weight.packed.device.type == "cpu":
+        # `run` casts x and bias itself.
+        return run(x, _runnable(weight.packed), bias)
     if x.dtype not in _LOWER or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return run(x, weight.packed, bias)
     if bias is not None and bias.dtype == x.dtype:

@@ -267,10 +267,15 @@ def restore_packed(
     """Rebuild a packed weight from its file form; the layout checks every tensor.
 
     Raises:
-        BundleError: the parts do not belong together.
+        BundleError: the parts do not belong together, or are on the meta device.
     """
     if not (isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
         raise BundleError(f"A packed weight has a shape (out, in), got {shape!r}: the file is damaged. Write it again.")
+    if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in dict(stored).values()):
+        raise BundleError(
+            "How large a packed weight is in memory stands in its index, so it cannot be read onto the meta device, "
+            "which holds no data. Load it with map_location='cpu'."
+        )
     return layouts.get(layout).from_storage(dict(stored), parse_pattern(pattern), shape, value_dtype)
 
 
