@@ -13,13 +13,15 @@ from sparsewright.solvers.transposable_triton import solve_tiles_in_triton, why_
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # The interpreter takes seconds for a sort.
-SIZES = ((4, 2), (5, 2), (8, 4)) if INTERPRETED else ((4, 2), (4, 1), (5, 2), (8, 4), (16, 8), (32, 16), (12, 5))
-KINDS = ("gauss", "eight levels", "seventy percent zeros", "signed", "bfloat16", "low rank", "zeros", "subnormal")
+SIZES = ((4, 2), (5, 2)) if INTERPRETED else ((4, 2), (4, 1), (5, 2), (8, 4), (16, 8), (32, 16), (12, 5))
+KINDS = ("gauss", "seventy percent zeros")
+if not INTERPRETED:
+    KINDS += ("eight levels", "signed", "bfloat16", "low rank", "zeros", "subnormal")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tile_is_proven_in_rational_arithmetic(kind):
-    for m, n in SIZES if kind in ("gauss", "seventy percent zeros") else SIZES[:1]:
+    for m, n in SIZES:
         scores = draw(kind, (m, 3 * m), 1)
         found = solve_tiles_in_triton(scores.to(DEVICE), m, n)
         mask, rows, columns = (part.cpu() for part in (found.mask, found.row_prices, found.column_prices))
