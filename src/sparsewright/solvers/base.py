@@ -15,6 +15,17 @@ Count = Literal["exactly", "at_most"]
 Edge = Literal["error", "at_most", "dense"]
 
 
+def require_count(count: str) -> None:
+    """Raise PatternError unless `count` is one of `Count`."""
+    if count not in get_args(Count):
+        raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
+
+
+def _require_tensor(scores: object) -> None:
+    if not isinstance(scores, Tensor):
+        raise PatternError(f"Scores are a tensor (out, in), got {type(scores).__name__}. Use torch.as_tensor.")
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class MaskSolution:
@@ -50,10 +61,12 @@ class AbstractMaskSolver(ABC):
     Attributes:
         exact: whether no mask of the pattern keeps a larger sum. Solvers that only come near are taken by name only.
         certifies: whether it proves what it finds, and takes edges, forced cells, a start and leading dimensions.
+        finds_infinities: whether `choose` itself refuses scores that are not finite, so that they are read once.
     """
 
     exact = True
     certifies = False
+    finds_infinities = False
 
     @abstractmethod
     def why_not(self, pattern: AbstractPattern) -> list[str]:
@@ -83,7 +96,8 @@ class AbstractMaskSolver(ABC):
         if scores.dim() != 2:
             raise PatternError(f"Scores are {_FORM}, got {tuple(scores.shape)}. {_FLATTEN}")
         pattern.require_fit((scores.shape[0], scores.shape[1]), "scores")
-        require_finite(scores, "scores")
+        if not self.finds_infinities:
+            require_finite(scores, "scores")
         return self.choose(scores.detach(), pattern, count)
 
     def solution(
@@ -108,13 +122,11 @@ class AbstractMaskSolver(ABC):
         )
 
     def _check(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> None:
-        if count not in get_args(Count):
-            raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
+        require_count(count)
         reasons = self.why_not(pattern)
         if reasons:
             raise PatternError(f"This solver cannot solve {pattern}: {'; '.join(reasons)}. Use solve_mask to find one.")
-        if not isinstance(scores, Tensor):
-            raise PatternError(f"Scores are a tensor (out, in), got {type(scores).__name__}. Use torch.as_tensor.")
+        _require_tensor(scores)
         if scores.dim() < 2 or not scores.is_floating_point() or scores.numel() == 0:
             raise PatternError(f"Scores are {_FORM}, got {tuple(scores.shape)} {scores.dtype}. {_FLATTEN}")
 
@@ -199,10 +211,8 @@ def solve_mask(
     if solver is not None:
         return solved(solvers.get(solver))
     if isinstance(rule, Dense) and plain:
-        if count not in get_args(Count):
-            raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
-        if not isinstance(scores, Tensor):
-            raise PatternError(f"Scores are a tensor (out, in), got {type(scores).__name__}. Use torch.as_tensor.")
+        require_count(count)
+        _require_tensor(scores)
         require_finite(scores, "scores")
         return torch.ones_like(scores, dtype=torch.bool) if count == "exactly" else scores > 0
     said = []

@@ -1,19 +1,21 @@
-"""Matrices as square tiles side by side, for solvers that work on all of them at once."""
+"""Matrices as tiles side by side, for solvers that work on all of them at once."""
 
 import torch
 from torch import Tensor
 
 
-def cut_tiles(matrix: Tensor, size: int) -> Tensor:
-    """`(out, in)` -> `(tiles, size, size)`, row by row; both dimensions are multiples of `size`."""
-    out, in_ = matrix.shape
-    return matrix.reshape(out // size, size, in_ // size, size).transpose(1, 2).reshape(-1, size, size)
+def cut_tiles(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """`(*lead, out, in)` -> `(tiles, rows, columns)`, row by row; out and in are multiples of rows and columns."""
+    out, in_ = matrix.shape[-2:]
+    parts = matrix.reshape(-1, out // rows, rows, in_ // columns, columns).transpose(2, 3)
+    return parts.reshape(-1, rows, columns)
 
 
 def join_tiles(tiles: Tensor, out: int, in_: int) -> Tensor:
-    """The other way."""
-    size = tiles.shape[-1]
-    return tiles.view(out // size, in_ // size, size, size).transpose(1, 2).reshape(out, in_)
+    """The other way: `(matrices, out, in)`."""
+    rows, columns = tiles.shape[-2:]
+    parts = tiles.reshape(-1, out // rows, in_ // columns, rows, columns).transpose(2, 3)
+    return parts.reshape(-1, out, in_)
 
 
 def take_by_order(order: Tensor, size: int, n: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _native
 from ..core import AbstractPattern, PatternError, Transposable, require_finite
-from .base import AbstractMaskSolver, Count, Edge, MaskSolution, solvers
+from .base import AbstractMaskSolver, Count, Edge, MaskSolution, require_count, solvers
 from .transposable_torch import infeasible, solve_tiles_in_torch
 
 LARGEST_TILE = 64
@@ -31,6 +31,7 @@ class ExactTransposable(AbstractMaskSolver):
     """The mask with the largest kept sum; ties go by one fixed rule of the solver."""
 
     certifies = True
+    finds_infinities = True
 
     def why_not(self, pattern: AbstractPattern) -> list[str]:
         """Transposable N:M up to M = 64."""
@@ -42,14 +43,6 @@ class ExactTransposable(AbstractMaskSolver):
         """Without the certificate."""
         rule = cast(Transposable, pattern)
         return _solve(scores, (rule.m, rule.m), (rule.n, rule.n), count, "error", None, None, None, False).mask
-
-    def solve(self, scores: Tensor, pattern: AbstractPattern, count: Count = "exactly") -> Tensor:
-        """As every solver does; scores are looked at once, by the native code."""
-        self._check(scores, pattern, count)
-        if scores.dim() != 2:
-            return super().solve(scores, pattern, count)
-        pattern.require_fit((scores.shape[0], scores.shape[1]), "scores")
-        return self.choose(scores.detach(), pattern, count)
 
     def solution(
         self,
@@ -106,8 +99,7 @@ def solve_tiles(
     for name, pair in (("tile", tile), ("counts", counts)):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(type(size) is int for size in pair)):
             raise PatternError(f"{name} is two whole numbers, for rows and for columns, got {pair!r}.")
-    if count not in get_args(Count):
-        raise PatternError(f"count is 'exactly' or 'at_most', got {count!r}.")
+    require_count(count)
     if edge not in get_args(Edge):
         raise PatternError(f"edge is 'error', 'at_most' or 'dense', got {edge!r}.")
     rows, columns = tile
@@ -172,8 +164,7 @@ def _solve(
             "Call to_dense(), or move them to a device that holds values."
         )
     if scores.device.type != "cpu":
-        free = count == "exactly" and keep is None and drop is None and first is None
-        return _on_device(scores, tile, counts, count, edge, keep, drop, first, free)
+        return _on_device(scores, tile, counts, count, edge, keep, drop, first)
     scores = scores.resolve_neg()
     if scores.dtype not in _TYPES:
         scores = scores.float()
@@ -240,9 +231,9 @@ def _on_device(
     keep: Tensor | None,
     drop: Tensor | None,
     first: Tensor | None,
-    free: bool,
 ) -> MaskSolution:
     """Triton where it is and takes the problem, else torch; scores stay where they are."""
+    free = count == "exactly" and keep is None and drop is None and first is None
     if free and scores.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from .transposable_triton import solve_tiles_in_triton, why_not_in_triton
 

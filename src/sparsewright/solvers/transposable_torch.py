@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from ..core import PatternError
 from .base import Count, Edge, MaskSolution
+from .tiling import cut_tiles, join_tiles
 
 _SWEEPS = 10
 _OVERSHOOT = 1.4
@@ -71,9 +72,7 @@ def solve_tiles_in_torch(
     down, across = -(-out // tile[0]), -(-in_ // tile[1])
 
     def cut(matrix: Tensor) -> Tensor:
-        whole = pad(matrix, (0, across * tile[1] - in_, 0, down * tile[0] - out))
-        parts = whole.reshape(-1, down, tile[0], across, tile[1]).transpose(2, 3)
-        return parts.reshape(-1, tile[0], tile[1])
+        return cut_tiles(pad(matrix, (0, across * tile[1] - in_, 0, down * tile[0] - out)), *tile)
 
     w = cut(scores.double())
     # Every tile at the scale of 1, by a power of two in two steps: neither grids nor sums leave the range of float64.
@@ -109,8 +108,7 @@ def solve_tiles_in_torch(
     gap = _scaled(_gap(tiles).masked_fill(dense, 0), power).reshape(*lead, down, across)
     chosen = tiles.kept | (forced & there) | (there & ~gone & dense[:, None, None])
     kept = float(torch.where(chosen, _scaled(w, power[:, None, None]), 0).sum((1, 2)).cpu().numpy().sum())
-    mask = chosen.reshape(-1, down, across, *tile).transpose(2, 3).reshape(-1, down * tile[0], across * tile[1])
-    mask = mask[:, :out, :in_].reshape(scores.shape).contiguous()
+    mask = join_tiles(chosen, down * tile[0], across * tile[1])[:, :out, :in_].reshape(scores.shape).contiguous()
     prices = [
         _scaled(side.masked_fill(dense[:, None], 0), power[:, None]).reshape(*lead, down, across, -1)
         for side in (tiles.a, tiles.b)

@@ -47,13 +47,13 @@ class Tsenor(AbstractMaskSolver):
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Rows and columns may stay short of N, whatever `count` says."""
         rule = cast(Transposable, pattern)
-        tiles = cut_tiles(scores, rule.m).double()
+        tiles = cut_tiles(scores, rule.m, rule.m).double()
         largest = tiles.abs().amax((1, 2), keepdim=True)
         tiles = (tiles / torch.where(largest > 0, largest, 1)).float()
         share = self.transport(tiles, rule.n)
         order = share.flatten(1).sort(dim=1, descending=True, stable=True).indices
         mask = self._searched(tiles, take_by_order(order, rule.m, rule.n), rule.n)
-        joined = join_tiles(mask, *scores.shape)
+        joined = join_tiles(mask, *scores.shape)[0]
         return joined if count == "exactly" else joined & (scores > 0)
 
     def transport(self, tiles: Tensor, n: int) -> Tensor:

@@ -26,6 +26,6 @@ class TwoApproximation(AbstractMaskSolver):
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Rows and columns may stay short of N, whatever `count` says."""
         rule = cast(Transposable, pattern)
-        order = cut_tiles(scores, rule.m).flatten(1).sort(dim=1, descending=True, stable=True).indices
-        mask = join_tiles(take_by_order(order, rule.m, rule.n), *scores.shape)
+        order = cut_tiles(scores, rule.m, rule.m).flatten(1).sort(dim=1, descending=True, stable=True).indices
+        mask = join_tiles(take_by_order(order, rule.m, rule.n), *scores.shape)[0]
         return mask if count == "exactly" else mask & (scores > 0)
