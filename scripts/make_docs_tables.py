@@ -33,6 +33,7 @@ PATTERNS = {
     "2:4x16": "16 outputs share it: faster still, loses more",
     "1:4x4": "1 of every 4, shared by 4 outputs",
     "2:4t": "transposable: 2 of 4 in every row and every column of each 4 x 4 tile",
+    "2:4tx4": "the same by blocks of 4 x 4 weights, in tiles of 4 x 4 blocks",
     "3:6:4": "n:m:g of STen: 3 of every 6 consecutive outputs per column, each choice used by 4 columns",
     "50%": "unstructured: any half of the layer",
     "10%": "unstructured: any tenth of the layer",

@@ -16,5 +16,5 @@ def obeying_mask(weight: Tensor, rule: AbstractPattern) -> Tensor:
     out, in_ = weight.shape
     row, column = torch.arange(out)[:, None], torch.arange(in_)
     if isinstance(rule, Transposable):
-        return (row + column) % rule.m < rule.n
+        return (row // rule.size + column // rule.size) % rule.m < rule.n
     return solve_mask(weight.abs(), rule)

@@ -17,7 +17,21 @@ from sparsewright.layouts.vector import operand_places
 TOLERANCE = 2e-6
 
 TOKENS = (1, 2, 7, 33, 100, 128, 1024)
-PATTERNS = ("2:4", "1:4", "1:8x2", "2:4x4", "3:8x8", "1:4x16", "10%", "60%", "2x1@30%", "4x1@50%", "16x1@10%", "2:4t")
+PATTERNS = (
+    "2:4",
+    "1:4",
+    "1:8x2",
+    "2:4x4",
+    "3:8x8",
+    "1:4x16",
+    "10%",
+    "60%",
+    "2x1@30%",
+    "4x1@50%",
+    "16x1@10%",
+    "2:4t",
+    "1:4tx4",
+)
 ops = torch.ops.sparsewright
 
 

@@ -15,7 +15,21 @@ from sparsewright.kernels.sparse_linear.candidates import NATIVE
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 5e-6}
 
 TOKENS = (1, 2, 7, 33, 100, 128, 1024)
-PATTERNS = ("2:4", "1:4", "1:8x2", "2:4x4", "3:8x8", "1:4x16", "10%", "60%", "2x1@30%", "4x1@50%", "16x1@10%", "3:6:4")
+PATTERNS = (
+    "2:4",
+    "1:4",
+    "1:8x2",
+    "2:4x4",
+    "3:8x8",
+    "1:4x16",
+    "10%",
+    "60%",
+    "2x1@30%",
+    "4x1@50%",
+    "16x1@10%",
+    "3:6:4",
+    "2:4tx4",
+)
 
 
 def random_input(*shape):
@@ -48,7 +62,11 @@ def test_no_shape_is_too_odd(packed_weight, pattern, out, in_):
         assert_close(linear(x, packed), x, packed)
 
 
-@pytest.mark.parametrize("kernel", [kernel for kernel in NATIVE if kernel.most_tokens is None], ids=lambda k: k.name)
+# Strips, which hang on what the weight keeps, have tests of their own.
+ANY_PLACES = [kernel for kernel in NATIVE if kernel.most_tokens is None and kernel.name != "strip_lane"]
+
+
+@pytest.mark.parametrize("kernel", ANY_PLACES, ids=lambda k: k.name)
 @pytest.mark.parametrize("value_dtype", [torch.float32, torch.float16])
 def test_every_kernel_serves_every_batch_that_it_claims(packed_weight, kernel, value_dtype):
     set_dispatch_table(DispatchTable((DispatchEntry("sparse_linear", (kernel.name,)),)))

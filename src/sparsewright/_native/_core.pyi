@@ -43,6 +43,19 @@ class Operand:
         block_groups: int,
         threads: int,
     ) -> None: ...
+    def set_strips(self, records: int, counts: int) -> None: ...
+    def strip_input_grad(
+        self,
+        dy: int,
+        dy_stride: int,
+        tokens: int,
+        dx: int,
+        records: int,
+        counts: int,
+        blocks: int,
+        block_rows: int,
+        threads: int,
+    ) -> None: ...
     def weight_grad(
         self, dy: int, dy_stride: int, x: int, x_stride: int, tokens: int, dw: int, threads: int
     ) -> None: ...

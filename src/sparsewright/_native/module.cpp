@@ -132,7 +132,20 @@ class Operand {
     void run(const LinearCall &call) const {
         LinearProblem problem = with_call(problem_, call);
         problem.kernel = static_cast<Kernel>(call.kernel);
+        if (problem.kernel == Kernel::strip_lane) {
+            if (!problem.records) throw std::invalid_argument("the weight has no strips");
+            problem.group = 4;
+            problem.groups = problem.out / 4;
+        }
         linear_(problem);
+    }
+
+    // For a weight that keeps two of every four rows and columns: what strip_lane.hpp reads, made by strips.py.
+    void set_strips(std::uintptr_t records, std::uintptr_t counts) {
+        if (problem_.group != 1 || problem_.out % 4 || problem_.in % 4 || problem_.block_columns % 4 || !records || !counts)
+            throw std::invalid_argument("strips are four single rows of whole tiles");
+        problem_.records = at<std::uint32_t>(records);
+        problem_.counts = at<std::uint16_t>(counts);
     }
 
     // dx (tokens, in) = dy (tokens, out) W.
@@ -164,6 +177,34 @@ class Operand {
         problem.tokens = tokens;
         problem.y = at<float>(dx);
         problem.kernel = Kernel::input_grad_by_columns;
+        problem.threads = threads;
+        if (tokens < 1) return;
+        linear_(problem);
+    }
+
+    // The same for strips of four columns, in blocks of `block_rows` rows of W.
+    void strip_input_grad(std::uintptr_t dy, std::int64_t dy_stride, std::int64_t tokens, std::uintptr_t dx,
+                          std::uintptr_t records, std::uintptr_t counts, std::int64_t blocks, std::int64_t block_rows,
+                          int threads) const {
+        if (!problem_.records || problem_.value_type != ValueType::float32)
+            throw std::invalid_argument("the weight has no strips of floats");
+        if (blocks < 1 || block_rows < 4 || block_rows % 4 || block_rows > 256 || blocks * block_rows < problem_.out)
+            throw std::invalid_argument("the blocks do not cover the rows");
+        LinearProblem problem = problem_;
+        problem.turned_columns = problem_.block_columns;
+        problem.in = problem_.out;
+        problem.out = problem_.in;
+        problem.group = 4;
+        problem.groups = problem.out / 4;
+        problem.records = at<std::uint32_t>(records);
+        problem.counts = at<std::uint16_t>(counts);
+        problem.blocks = blocks;
+        problem.block_columns = block_rows;
+        problem.x = at<float>(dy);
+        problem.x_stride = dy_stride;
+        problem.tokens = tokens;
+        problem.y = at<float>(dx);
+        problem.kernel = Kernel::strip_input_grad;
         problem.threads = threads;
         if (tokens < 1) return;
         linear_(problem);
@@ -296,6 +337,10 @@ NB_MODULE(_core, m) {
         .def("input_grad_by_columns", &Operand::input_grad_by_columns, nb::arg("dy"), nb::arg("dy_stride"),
              nb::arg("tokens"), nb::arg("dx"), nb::arg("index"), nb::arg("pointers"), nb::arg("places"),
              nb::arg("blocks"), nb::arg("block_groups"), nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+        .def("set_strips", &Operand::set_strips, nb::arg("records"), nb::arg("counts"))
+        .def("strip_input_grad", &Operand::strip_input_grad, nb::arg("dy"), nb::arg("dy_stride"), nb::arg("tokens"),
+             nb::arg("dx"), nb::arg("records"), nb::arg("counts"), nb::arg("blocks"), nb::arg("block_rows"),
+             nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
         .def("weight_grad", &Operand::weight_grad, nb::arg("dy"), nb::arg("dy_stride"), nb::arg("x"),
              nb::arg("x_stride"), nb::arg("tokens"), nb::arg("dw"), nb::arg("threads"),
              nb::call_guard<nb::gil_scoped_release>())

@@ -6,6 +6,7 @@
 | `2:4` | keep 2 of every 4 consecutive weights along `in` |
 | `2:4x16` | the same, 16 consecutive outputs share one choice |
 | `2:4t` | transposable: 2 of 4 in every row and every column of each 4x4 tile |
+| `2:4tx4` | the same by blocks of 4x4 weights: 2 of 4 in every row and column of each tile of 4x4 blocks |
 | `3:6:4` | n:m:g of STen (arXiv:2304.07613): n of every m consecutive outputs per column, patterns used by g columns |
 | `10%` | unstructured, density 0.10 of the layer |
 | `4x1@50%` | blocks of 4 rows x 1 column, density 0.50 of the blocks of every row group, anywhere |
@@ -67,6 +68,11 @@ class AbstractPattern(ABC):
     @property
     def group(self) -> int:
         """Consecutive output rows that share one choice of columns."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """Consecutive input columns that are kept or dropped together."""
         return 1
 
     @abstractmethod
@@ -152,12 +158,15 @@ def _misfit_in(m: int, shape: Shape) -> list[str]:
     return [f"the input dimension must be a multiple of {m}, got {in_}"]
 
 
-def _over_n(grouped_counts: Tensor, n: int, m: int, group: int) -> list[str]:
+def _over_n(grouped_counts: Tensor, n: int, m: int, group: int, size: int = 1) -> list[str]:
+    """The first group of `m` units that keeps more than `n`; a unit is `group` rows, or a block of `size` x `size`."""
     over = (grouped_counts > n).nonzero()
     if not len(over):
         return []
-    row, block = (int(i) for i in over[0])
-    return [f"row {row * group}, columns {block * m} to {block * m + m - 1} keep more than {n} of {m}"]
+    row, place = (int(i) for i in over[0])
+    units = f" blocks of {size} x {size}" if size > 1 else ""
+    first, last = place * m * size, (place + 1) * m * size - 1
+    return [f"row {row * group * size}, columns {first} to {last} keep more than {n} of {m}{units}"]
 
 
 @final
@@ -229,43 +238,62 @@ def _single_column(pattern: "AbstractPattern") -> bool:
 class Transposable(AbstractPattern):
     """Transposable N:M: `n` of `m` in every row and in every column of each aligned `m` x `m` tile.
 
+    With `size` above 1 the tile is made of blocks of `size` x `size` weights that are kept or dropped together, so that
+    the weight and its transpose both have row groups that share their columns.
+
     Source: Hubara et al. 2021, arXiv:2102.08124; TSENOR, arXiv:2505.23949.
     """
 
     n: int
     m: int
+    size: int = 1
 
     def __post_init__(self) -> None:
         _check_n_of_m(self.n, self.m)
+        if not 1 <= self.size <= 64:
+            raise PatternError(f"n:mtxG keeps blocks of G x G weights, G = 1 to 64, got G = {self.size}.")
 
     @property
     def density(self) -> float:
         return self.n / self.m
 
+    @property
+    def group(self) -> int:
+        return self.size
+
+    @property
+    def width(self) -> int:
+        return self.size
+
     def index_bits(self, in_: int) -> float:
-        return math.ceil(math.log2(self.m)) * self.density
+        return math.ceil(math.log2(self.m)) * self.density / self.size**2
 
     def why_not(self, shape: Shape) -> list[str]:
-        reasons = _misfit_in(self.m, shape)
-        if shape[0] % self.m:
-            reasons.append(f"the output dimension must be a multiple of {self.m}, got {shape[0]}")
+        whole = self.m * self.size
+        reasons = _misfit_in(whole, shape)
+        if shape[0] % whole:
+            reasons.append(f"the output dimension must be a multiple of {whole}, got {shape[0]}")
         return reasons
 
     def check_mask(self, mask: Tensor) -> list[str]:
         reasons = self.why_not((mask.shape[0], mask.shape[1]))
         if reasons:
             return reasons
-        reasons = _over_n(mask.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, 1)
-        columns = _over_n(mask.T.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, 1)
+        blocks = mask.unflatten(0, (-1, self.size)).any(1).unflatten(1, (-1, self.size)).any(2)
+        reasons = _over_n(blocks.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, 1, self.size)
+        columns = _over_n(blocks.T.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, 1, self.size)
         return reasons + [f"transposed, {reason}" for reason in columns]
 
     def _inside(self, other: AbstractPattern) -> bool:
+        n, m, size = self.n * self.size, self.m * self.size, self.size
         if isinstance(other, Transposable):
-            return _n_of_m_inside(self.n, self.m, other.n, other.m)
-        return NM(self.n, self.m) <= other
+            return size % other.size == 0 and _n_of_m_inside(n, m, other.n * other.size, other.m * other.size)
+        if isinstance(other, Block) and other.columns > 1:
+            return size % other.rows == 0 and size % other.columns == 0 and self.density <= other.density
+        return NM(n, m, size) <= other
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}t"
+        return f"{self.n}:{self.m}t" + (f"x{self.size}" if self.size > 1 else "")
 
 
 @final
@@ -399,6 +427,10 @@ class Block(AbstractPattern):
     def group(self) -> int:
         return self.rows
 
+    @property
+    def width(self) -> int:
+        return self.columns
+
     def kept_blocks(self, in_: int) -> int:
         """How many blocks of columns each row group keeps (at least one)."""
         return max(1, round(self.density * in_ / self.columns))
@@ -437,7 +469,7 @@ class Block(AbstractPattern):
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _FORMS = (
     (re.compile(r"(\d+):(\d+)(?:x(\d+))?"), lambda n, m, g: NM(int(n), int(m), int(g or 1))),
-    (re.compile(r"(\d+):(\d+)t"), lambda n, m: Transposable(int(n), int(m))),
+    (re.compile(r"(\d+):(\d+)t(?:x(\d+))?"), lambda n, m, g: Transposable(int(n), int(m), int(g or 1))),
     (re.compile(r"(\d+):(\d+):(\d+)"), lambda n, m, g: NMG(int(n), int(m), int(g))),
     (re.compile(_NUMBER + "%"), lambda d: Unstructured(float(d) / 100)),
     (re.compile(r"(\d+)x(\d+)@" + _NUMBER + "%"), lambda r, c, d: Block(int(r), int(c), float(d) / 100)),
@@ -469,5 +501,5 @@ def parse_pattern(text: str | AbstractPattern) -> AbstractPattern:
             return make(*match.groups())
     raise PatternError(
         f"{text!r} is no pattern. Write `dense`, `2:4`, `2:4x4` (4 rows share a choice), `2:4t` (transposable), "
-        "`3:6:4` (n:m:g), `10%` (unstructured) or `4x1@50%` (blocks)."
+        "`2:4tx4` (the same by 4x4 blocks), `3:6:4` (n:m:g), `10%` (unstructured) or `4x1@50%` (blocks)."
     )

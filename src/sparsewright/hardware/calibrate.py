@@ -1,7 +1,7 @@
 """Calibrating dispatch: which kernel is faster where, and from which size on threads pay, measured on this machine.
 
 The table is kept beside the measured costs, under the machine's fingerprint and versions. It changes no result: from
-two tokens on the float kernels add up in one order, whichever of them runs and on however many threads.
+two tokens on the float kernels that it chooses between add up in one order, on however many threads.
 """
 
 import contextlib

@@ -46,7 +46,7 @@ class SemiStructured(AbstractLayout):
     def why_not(self, pattern: AbstractPattern, shape: Shape) -> list[str]:
         """2 of 4, by whatever row group, or transposable."""
         reasons = pattern.why_not(shape)
-        if not isinstance(pattern, NM | Transposable) or (pattern.n, pattern.m) != (2, 4):
+        if not isinstance(pattern, NM | Transposable) or (pattern.n, pattern.m, pattern.width) != (2, 4, 1):
             reasons = [*reasons, f"sparse tensor cores keep 2 of every 4 weights of a row, {pattern} is another rule"]
         return reasons
 

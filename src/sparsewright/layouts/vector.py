@@ -18,7 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..core import NM, AbstractPattern, Block, BundleError, Dense, LayoutError, Transposable, vector_lanes
+from ..core import NM, AbstractPattern, BundleError, Dense, LayoutError, Transposable, vector_lanes
 from .base import AbstractLayout, PackedWeight, Shape, layouts
 from .storage import stored_tensor
 from .vector_storage import columns_from_index, expected_bytes, index_from_columns
@@ -27,12 +27,12 @@ GROUPS = (16, 8, 4, 2, 1)
 
 # Columns of a block for the lanes of a vector and a row group, from this density on. Blocks keep a panel of x in the
 # first-level cache beside the weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where
-# none do; on AVX-512, whose vectors are twice as long, 64 of 128; on SSE, half as long, 32 of 192. Where little is
+# none do; on AVX-512, whose vectors are twice as long, 128 of 64; on SSE, half as long, 32 of 192. Where little is
 # kept, longer blocks win, since every block loads and stores its sums. Measured with benchmarks/bench_linear.py; AVX
 # without AVX2 and SSE4.1 by forcing them.
 _BLOCK_COLUMNS: dict[int, dict[int, tuple[tuple[float, int], ...]]] = {
     16: {
-        1: ((0.15, 128), (0.0, 256)),
+        1: ((0.15, 64), (0.0, 256)),
         2: ((0.15, 128), (0.0, 192)),
         4: ((0.3, 192), (0.0, 256)),
         8: ((0.3, 192), (0.0, 256)),
@@ -112,16 +112,14 @@ def _of_pattern(mask: Tensor, pattern: AbstractPattern) -> Tensor:
     group = pattern.group
     mask = torch.nn.functional.pad(mask, (0, 0, 0, -mask.shape[0] % group))
     shared: Tensor = mask.unflatten(0, (-1, group)).any(1)
+    units = shared.unflatten(1, (-1, pattern.width)).any(-1)
     if isinstance(pattern, NM | Transposable):
-        grouped = shared.unflatten(1, (-1, pattern.m))
+        grouped = units.unflatten(1, (-1, pattern.m))
         missing = pattern.n - grouped.sum(-1, keepdim=True)
         if bool(missing.any()):
             # The lowest free columns, so that the same weight always gives the same bytes.
-            shared = (grouped | ((~grouped).cumsum(-1) <= missing) & ~grouped).flatten(1)
-    elif isinstance(pattern, Block) and pattern.columns > 1:
-        whole = shared.unflatten(1, (-1, pattern.columns))
-        shared = whole.any(-1, keepdim=True).expand_as(whole).flatten(1)
-    return shared
+            units = (grouped | ((~grouped).cumsum(-1) <= missing) & ~grouped).flatten(1)
+    return units.repeat_interleave(pattern.width, dim=1)
 
 
 def _operand(shared: Tensor, in_: int, group: int, density: float) -> tuple[Tensor, Tensor, Tensor]:

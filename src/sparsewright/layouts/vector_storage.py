@@ -32,12 +32,11 @@ def index_from_columns(shared: Tensor, pattern: AbstractPattern) -> Tensor:
     Returns:
         1-D uint8.
     """
+    shared = shared[:, :: pattern.width]
     if isinstance(pattern, NM | Transposable):
         bits = _position_bits(pattern.m)
         positions = shared.unflatten(1, (-1, pattern.m)).nonzero()[:, 2]
         return pack_bits((positions[:, None] >> torch.arange(bits)) & 1)
-    if isinstance(pattern, Block) and pattern.columns > 1:
-        shared = shared[:, :: pattern.columns]
     gaps = _gaps_from_bits(shared)
     bitmap_bytes = -(-shared.numel() // 8)
     code, body = (_GAPS, gaps) if gaps.numel() < bitmap_bytes else (_BITMAP, pack_bits(shared))
@@ -56,8 +55,9 @@ def columns_from_index(tensors: Mapping[str, Tensor], pattern: AbstractPattern, 
     out, in_ = shape
     groups = -(-out // pattern.group)
     if isinstance(pattern, NM | Transposable):
-        return _columns_from_positions(tensors, pattern, groups, in_)
-    width = pattern.columns if isinstance(pattern, Block) else 1
+        units = _columns_from_positions(tensors, pattern, groups, in_ // pattern.width)
+        return units.repeat_interleave(pattern.width, dim=1)
+    width = pattern.width
     count = groups * (in_ // width)
     index = stored_tensor(tensors, "index", torch.uint8, (-1,))
     if index.numel() > 0 and int(index[0]) == _BITMAP and index.numel() == 1 + -(-count // 8):

@@ -12,6 +12,7 @@ from . import (
     vector_top_n,
 )
 from .base import AbstractMaskSolver, Count, Edge, MaskSolution, solve_mask, solvers
+from .channel_permutation import ChannelPermutation, permute_channels
 from .ranking import top_counts, top_n
 from .sharing import spread, unit_scores
 from .transposable import solve_tiles
@@ -19,12 +20,14 @@ from .unstructured import solve_global
 
 __all__ = [
     "AbstractMaskSolver",
+    "ChannelPermutation",
     "Count",
     "Edge",
     "MaskSolution",
     "blocks",
     "group_top_n",
     "grouped_nm",
+    "permute_channels",
     "row_then_column",
     "solve_global",
     "solve_mask",

@@ -23,7 +23,8 @@ class RowThenColumn(AbstractMaskSolver):
 
     def why_not(self, pattern: AbstractPattern) -> list[str]:
         """Transposable N:M."""
-        return [] if isinstance(pattern, Transposable) else ["it solves transposable N:M such as 2:4t"]
+        single = isinstance(pattern, Transposable) and pattern.size == 1
+        return [] if single else ["it solves transposable N:M of single weights such as 2:4t"]
 
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Rows and columns may stay short of N, whatever `count` says."""

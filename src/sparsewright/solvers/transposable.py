@@ -8,6 +8,7 @@ arXiv:2102.08124; TSENOR, arXiv:2505.23949, which solves it approximately.
 
 import importlib.util
 import math
+from dataclasses import replace
 from typing import cast, final, get_args
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from .. import _native
 from ..core import AbstractPattern, PatternError, Transposable, require_finite
 from .base import AbstractMaskSolver, Count, Edge, MaskSolution, require_count, solvers
+from .sharing import spread, unit_scores
 from .transposable_torch import infeasible, solve_tiles_in_torch
 
 LARGEST_TILE = 64
@@ -42,7 +44,9 @@ class ExactTransposable(AbstractMaskSolver):
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Without the certificate."""
         rule = cast(Transposable, pattern)
-        return _solve(scores, (rule.m, rule.m), (rule.n, rule.n), count, "error", None, None, None, False).mask
+        units = unit_scores(scores, rule.size, rule.size)
+        mask = _solve(units, (rule.m, rule.m), (rule.n, rule.n), count, "error", None, None, None, False).mask
+        return spread(mask, rule.size, rule.size, scores.shape[0])
 
     def solution(
         self,
@@ -55,14 +59,45 @@ class ExactTransposable(AbstractMaskSolver):
         drop: Tensor | None = None,
         start: MaskSolution | None = None,
     ) -> MaskSolution:
-        """With the certificate; leading dimensions are solved side by side."""
+        """With the certificate; leading dimensions are solved side by side.
+
+        Blocks of several weights have it on their summed scores; a weight that is forced takes its block along.
+        """
         self._check(scores, pattern, count)
         rule = cast(Transposable, pattern)
         if edge == "error":
             pattern.require_fit((scores.shape[-2], scores.shape[-1]), "scores")
+        if rule.size > 1:
+            return self._by_blocks(scores, rule, count, edge, keep, drop, start)
         return solve_tiles(
             scores, (rule.m, rule.m), (rule.n, rule.n), count, edge=edge, keep=keep, drop=drop, start=start
         )
+
+    def _by_blocks(
+        self,
+        scores: Tensor,
+        rule: Transposable,
+        count: Count,
+        edge: Edge,
+        keep: Tensor | None,
+        drop: Tensor | None,
+        start: MaskSolution | None,
+    ) -> MaskSolution:
+        size, (out, in_) = rule.size, scores.shape[-2:]
+        if out % size or in_ % size:
+            raise PatternError(f"{rule} takes whole blocks of {size} x {size}, got scores of {out} x {in_}. Pad them.")
+        flat = scores.detach().reshape(-1, out, in_)
+        units = torch.stack([unit_scores(matrix, size, size) for matrix in flat])
+        units = units.view(*scores.shape[:-2], out // size, in_ // size)
+        forced = [
+            None if cells is None else cells.unflatten(-1, (-1, size)).any(-1).unflatten(-2, (-1, size)).any(-2)
+            for cells in (keep, drop)
+        ]
+        found = self.solution(
+            units, Transposable(rule.n, rule.m), count, edge=edge, keep=forced[0], drop=forced[1], start=start
+        )
+        mask = found.mask.repeat_interleave(size, dim=-1).repeat_interleave(size, dim=-2)
+        return replace(found, mask=mask)
 
 
 def solve_tiles(

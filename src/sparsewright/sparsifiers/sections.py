@@ -84,7 +84,7 @@ def sections(pattern: AbstractPattern, saliency: Tensor) -> AbstractSections:
     """
     match pattern:
         case NM() | Transposable():
-            return LocalSections(pattern, pattern.m)
+            return LocalSections(pattern, pattern.m * pattern.width)
         case NMG():
             return LocalSections(pattern, pattern.chunk)
         case Unstructured():

@@ -24,6 +24,7 @@ PATTERN_TEXTS = (
     "3:8x3",
     "2:4t",
     "4:8t",
+    "2:4tx4",
     "3:6:4",
     "1:4:2",
     "10%",
@@ -75,7 +76,9 @@ def row_unit(pattern: AbstractPattern) -> int | None:
     match pattern:
         case Unstructured():
             return None
-        case Transposable() | NMG():
+        case Transposable():
+            return pattern.m * pattern.size
+        case NMG():
             return pattern.m
     return pattern.group
 

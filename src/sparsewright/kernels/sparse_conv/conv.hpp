@@ -110,15 +110,15 @@ template <int G, class Value> struct Convolution {
             const std::int64_t x_lines = divide_up(x_ahead.lines() * M, work.rows_of.end - work.rows_of.begin);
             // y of a chunk is fetched while the chunk before it is summed up.
             const auto y_of = [&](std::int64_t of) -> Ahead {
-                const std::int64_t row = of * G, end = smaller(of + Lane::chunk_groups, work.rows_of.end) * G;
+                const std::int64_t row = of * G, end = smaller(of + TokenTiles<Lane>::chunk_groups, work.rows_of.end) * G;
                 const std::int64_t rows = smaller(end, weight.out) - row;
                 if (!last || of >= work.rows_of.end) return {};
                 if (p.channels_last) return stretched(work.y + begin * weight.out + row, weight.out, tokens, rows);
                 return stretched(work.y + row * pixels + begin, pixels, rows, tokens);
             };
             y_of(work.rows_of.begin).template fetch<true>(INT64_MAX);
-            for (std::int64_t chunk = work.rows_of.begin; chunk < work.rows_of.end; chunk += Lane::chunk_groups) {
-                const std::int64_t end = smaller(chunk + Lane::chunk_groups, work.rows_of.end);
+            for (std::int64_t chunk = work.rows_of.begin; chunk < work.rows_of.end; chunk += TokenTiles<Lane>::chunk_groups) {
+                const std::int64_t end = smaller(chunk + TokenTiles<Lane>::chunk_groups, work.rows_of.end);
                 float *sums = memory.sums + (work.passes == 1 ? 0 : (chunk - work.rows_of.begin) * G * width);
                 Ahead y_ahead = y_of(end);
                 const std::int64_t y_lines = divide_up(y_ahead.lines() * M, end - chunk);
@@ -160,9 +160,9 @@ template <int G, class Value> struct Convolution {
                     std::int64_t shares) {
         const LinearProblem &weight = p.weight;
         constexpr std::int64_t bytes = sizeof(float);
-        const std::int64_t tiles = divide_up(vectors.end - vectors.begin, Lane::most_vectors);
+        const std::int64_t tiles = divide_up(vectors.end - vectors.begin, Lane::widest(weight));
         const std::int64_t width = divide_up(vectors.end - vectors.begin, tiles) * lanes;
-        const std::int64_t most = panel_bytes(weight) / (weight.block_columns * width * bytes);
+        const std::int64_t most = Lane::panel_bytes(weight) / (weight.block_columns * width * bytes);
         const std::int64_t passes = divide_up(weight.blocks, most > 1 ? most : 1);
         const std::int64_t pass_blocks = divide_up(weight.blocks, passes);
         const std::int64_t group_rows = weight.groups / p.conv_groups;
@@ -170,7 +170,7 @@ template <int G, class Value> struct Convolution {
         const std::int64_t most_rows = passes == 1 ? group_rows : fit > 16 ? fit : 16;
         const std::int64_t side = Lane::side_by_side(1);
         const std::int64_t panel_floats = pass_blocks * weight.block_columns * width + lanes;
-        const std::int64_t sums_floats = ((passes == 1 ? Lane::chunk_groups : most_rows) + 1) * G * width;
+        const std::int64_t sums_floats = ((passes == 1 ? TokenTiles<Lane>::chunk_groups : most_rows) + 1) * G * width;
         const std::int64_t stage =
             sizeof(Value) == 2 ? side * pass_blocks * (weight.block_columns * G + lanes) : 0;
         const auto rounded = [](std::int64_t floats) { return divide_up(floats, 16) * 16; };

@@ -5,6 +5,7 @@
 | `single_token` | weights streamed once | 1 token |
 | `row_lane` | vectors of output rows | groups of 4, 8, 16 rows; 2 tokens or more |
 | `token_lane` | vectors of tokens, weights broadcast | every group; 2 tokens or more |
+| `strip_lane` | the same, a vector of x read once for two rows | `2:4t` on AVX-512; 33 tokens or more |
 | `int8_lane` | vectors of tokens, four bytes to a multiplication | the layout `int8`, dense rows included |
 | `nmg_lane` | vectors of tokens, sums of a pattern's rows kept over its columns | the layout `nmg` |
 | `triton_few_tokens`, `triton_tensor_core`, `triton_lanes` | on a CUDA device, see `triton.py` | the layout `vector` |
@@ -21,6 +22,7 @@ from typing import ClassVar, final
 import torch
 
 from ...layouts import PackedWeight
+from .strips import strips_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ class AbstractNative(AbstractCandidate):
         values = packed.tensors.get("values")
         if values is None or values.dim() != 2:
             return [*reasons, "it reads values (kept, G), the weight has none"]
-        return reasons + self.why_not_call(values.shape[1], tokens)
+        return reasons + self.why_not_call(values.shape[1], tokens) + ([] if reasons else self._why_not_places(packed))
+
+    def _why_not_places(self, packed: PackedWeight) -> list[str]:
+        """Reasons against what the weight keeps where."""
+        return []
 
     def why_not_call(self, group: int, tokens: int) -> list[str]:
         """Reasons against this row group and so many tokens."""
@@ -94,6 +100,31 @@ class TokenLane(AbstractNative):
     code = 0
     groups = (1, 2, 4, 8, 16)
     least_tokens = 2
+
+
+@final
+class StripLane(AbstractNative):
+    """Vectors of tokens, strips of four rows of which two keep each column.
+
+    Narrower tiles of tokens do not repay the six runs of a strip. It adds up in an order of its own, so that a weight
+    which it serves is left to it at every larger batch, whatever was measured.
+    """
+
+    name = "strip_lane"
+    code = 3
+    groups = (1,)
+    least_tokens = 33
+
+    def _why_not_places(self, packed: PackedWeight) -> list[str]:
+        if packed.tensors["values"].shape[1] != 1 or has_strips(packed):
+            return []
+        return ["it needs two of every four rows and columns kept (2:4t), and AVX-512"]
+
+
+def has_strips(packed: PackedWeight) -> bool:
+    """Whether a weight of the vector layout on the CPU keeps two of every four rows and columns."""
+    index, pointers = packed.tensors["index"], packed.tensors["pointers"]
+    return index.device.type == "cpu" and strips_of(index, pointers, *packed.shape) is not None
 
 
 @final
@@ -250,6 +281,6 @@ class MaskedDense(AbstractCandidate):
         return self._why_not_layout(packed)
 
 
-NATIVE: tuple[AbstractNative, ...] = (TokenLane(), RowLane(), SingleToken())
+NATIVE: tuple[AbstractNative, ...] = (TokenLane(), RowLane(), SingleToken(), StripLane())
 TRITON: tuple[AbstractTriton, ...] = (TritonFewTokens(), TritonTensorCore(), TritonLanes())
 CANDIDATES: tuple[AbstractCandidate, ...] = (*NATIVE, *TRITON, Int8Lane(), NmgLane(), SemiStructured(), MaskedDense())

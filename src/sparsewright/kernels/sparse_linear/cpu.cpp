@@ -31,7 +31,7 @@ template <int G, class Value> void run_part(void *context, int part) {
             if constexpr (G >= 4) RowLane<G, Value>::run(p, tokens, groups);
             break;
         case Kernel::single_token: SingleToken<G, Value>::run(p, groups); break;
-        default: break;  // the gradients have gone to backward.cpp
+        default: break;  // the gradients have gone to backward.cpp, strips to strips.cpp
     }
 }
 
@@ -45,9 +45,11 @@ template <int G> void run(const LinearProblem &p) {
 }  // namespace
 
 extern "C" void SPARSEWRIGHT_JOIN(sparsewright_backward_, SPARSEWRIGHT_ISA)(const LinearProblem &p);
+extern "C" void SPARSEWRIGHT_JOIN(sparsewright_strips_, SPARSEWRIGHT_ISA)(const LinearProblem &p);
 
 extern "C" void SPARSEWRIGHT_JOIN(sparsewright_sparse_linear_, SPARSEWRIGHT_ISA)(const LinearProblem &p) {
     if (p.kernel >= Kernel::input_grad_by_rows) return SPARSEWRIGHT_JOIN(sparsewright_backward_, SPARSEWRIGHT_ISA)(p);
+    if (p.kernel >= Kernel::strip_lane) return SPARSEWRIGHT_JOIN(sparsewright_strips_, SPARSEWRIGHT_ISA)(p);
     switch (p.group) {
         case 1: run<1>(p); break;
         case 2: run<2>(p); break;

@@ -8,7 +8,7 @@ import torch
 from ..._native import forget_plans
 from ...core import DispatchEntry, DispatchTable, KernelError, instruction_set, is_whole
 from ...layouts import PackedWeight
-from .candidates import CANDIDATES, NATIVE, TRITON, AbstractNative
+from .candidates import CANDIDATES, NATIVE, TRITON, AbstractNative, StripLane
 from .no_kernel import no_kernel
 from .operators import registered
 
@@ -39,6 +39,7 @@ _SHORT = (
     DispatchEntry(OP, ("row_lane", "token_lane"), group=16),
 )
 _BY_SET = {"avx512_vnni": _AVX512, "avx512": _AVX512, "avx_vnni": _AVX2, "avx2": _AVX2}
+_STRIPS = next(kernel for kernel in NATIVE if isinstance(kernel, StripLane))
 _measured = DispatchTable()
 
 
@@ -67,15 +68,17 @@ def set_dispatch_table(measured: DispatchTable | None) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose_native(group: int, tokens: int, in_: int, density: float) -> AbstractNative:
-    """The native kernel to run for these sizes.
+def choose_native(group: int, tokens: int, in_: int, density: float, strips: bool = False) -> AbstractNative:
+    """The native kernel to run for these sizes; `strips` says whether the weight has them.
 
     Raises:
         KernelError: none is able, with each one's reasons.
     """
-    by_name = {kernel.name: kernel for kernel in NATIVE}
+    if strips and not _STRIPS.why_not_call(group, tokens):
+        return _STRIPS
+    by_name = {kernel.name: kernel for kernel in NATIVE if kernel is not _STRIPS}
     preferred = [by_name[name] for name in dispatch_table().prefer(OP, group, tokens, in_, density) if name in by_name]
-    for kernel in (*preferred, *NATIVE):
+    for kernel in (*preferred, *by_name.values()):
         if not kernel.why_not_call(group, tokens):
             return kernel
     raise no_kernel({kernel.name: kernel.why_not_call(group, tokens) for kernel in NATIVE})
@@ -135,4 +138,5 @@ def which(packed: PackedWeight, tokens: int = 1) -> str:
     density = values.shape[0] / max(1, -(-packed.shape[0] // values.shape[1]) * packed.shape[1])
     if packed.device.type == "cuda":
         return choose_triton(values.shape[1], tokens, packed.shape[1], density, values.dtype, values.dtype)
-    return choose_native(values.shape[1], tokens, packed.shape[1], density).name
+    strips = not reasons[_STRIPS.name]
+    return choose_native(values.shape[1], tokens, packed.shape[1], density, strips).name

@@ -17,6 +17,7 @@ from .batching import register_batching
 from .library import library
 from .operand import VALUE_CODES
 from .operand_checks import check_vector
+from .strips import strips_of, turned_strips_of
 from .threads import threads_for
 from .transposed import structure_of
 
@@ -32,7 +33,7 @@ def _native(values: Tensor | None, index: Tensor, pointers: Tensor, out: int, in
     check_vector(values, index, pointers, None, out, in_, group)
     blocks = pointers.shape[0]
     address, kind = (0, 0) if values is None else (values.data_ptr(), VALUE_CODES[values.dtype])
-    return Operand(
+    native = Operand(
         address,
         kind,
         0,
@@ -45,6 +46,11 @@ def _native(values: Tensor | None, index: Tensor, pointers: Tensor, out: int, in
         block_columns(in_, blocks),
         0,
     )
+    # The cache holds the strips as long as the index lives.
+    strips = strips_of(index, pointers, out, in_) if group == 1 else None
+    if strips is not None:
+        native.set_strips(strips.records.data_ptr(), strips.counts.data_ptr())
+    return native
 
 
 def _rows(tensor: Tensor, name: str) -> Tensor:
@@ -70,6 +76,20 @@ def _input_grad_cpu(grad: Tensor, values: Tensor, index: Tensor, pointers: Tenso
     tokens, threads = dy.shape[0], _threads(values.numel() * dy.shape[0], values.numel())
     if group >= _LEAST_SHARED:
         native.input_grad(dy.data_ptr(), dy.stride(0), tokens, result.data_ptr(), threads)
+        return result
+    if group == 1 and values.dtype == torch.float32 and strips_of(index, pointers, out, in_) is not None:
+        turned = turned_strips_of(index, pointers, out, in_)
+        native.strip_input_grad(
+            dy.data_ptr(),
+            dy.stride(0),
+            tokens,
+            result.data_ptr(),
+            turned.records.data_ptr(),
+            turned.counts.data_ptr(),
+            turned.blocks,
+            turned.block_columns,
+            threads,
+        )
         return result
     columns = structure_of(index, pointers, group, in_)
     native.input_grad_by_columns(

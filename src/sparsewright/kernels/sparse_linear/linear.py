@@ -38,7 +38,8 @@ def linear(
 
     Results have the same bits from run to run, for any number of threads and any position in the batch. A batch of one
     token may differ from a larger one in the last bits, and in the layout `int8` by the rounding of x, which one token
-    is spared. Gradients reach x and bias; the packed weight is frozen. With gradients, activations are torch's own,
+    is spared; so may one of up to 32 tokens from a larger one where the weight is `2:4t` (AVX-512).
+    Gradients reach x and bias; the packed weight is frozen. With gradients, activations are torch's own,
     which may differ in the last bits. Where x is infinite or NaN, y may be NaN also in rows that do not keep that
     column.
 

@@ -17,6 +17,7 @@ from .int8_operand import NativeInt8Operand, make_int8_operand
 from .nmg_operand import NativeNmgOperand, make_nmg_operand
 from .no_kernel import no_kernel
 from .operand_checks import check_vector
+from .strips import Strips, strips_of
 from .threads import threads_for
 
 _PLANES = {
@@ -40,6 +41,7 @@ class NativeOperand:
         tensors: values, index, pointers and scales if any, kept alive.
         out, in_, group: sizes of the weight and its row groups.
         density: kept columns / all.
+        strips: what the strip kernels read, of a weight that keeps two of every four rows and columns.
     """
 
     native: Operand
@@ -48,6 +50,7 @@ class NativeOperand:
     in_: int
     group: int
     density: float
+    strips: Strips | None
 
     def run(self, x: Tensor, bias: Tensor | None, y: Tensor, tokens: int, activation: int = 0) -> None:
         """Fill y `(tokens, out)`, contiguous, from x: float32 on the CPU, `in` contiguous, rows evenly spaced."""
@@ -60,7 +63,7 @@ class NativeOperand:
         """Code of the kernel and number of threads for so many tokens."""
         kept = self.density * self.out * self.in_
         threads = threads_for(kept * tokens, kept * self.tensors[0].element_size())
-        return choose_native(self.group, tokens, self.in_, self.density).code, threads
+        return choose_native(self.group, tokens, self.in_, self.density, self.strips is not None).code, threads
 
 
 def make_operand(
@@ -104,7 +107,10 @@ def make_operand(
         kept_per_8,
     )
     density = index.numel() / ((pointers.shape[1] - 1) * in_)
-    return NativeOperand(native, tuple(tensors), out, in_, group, density)
+    strips = strips_of(index, pointers, out, in_) if group == 1 else None
+    if strips is not None:
+        native.set_strips(strips.records.data_ptr(), strips.counts.data_ptr())
+    return NativeOperand(native, tuple(tensors), out, in_, group, density, strips)
 
 
 def kept_per_8(pattern: AbstractPattern) -> int:

@@ -15,6 +15,9 @@ enum class Kernel : int {
     token_lane = 0,
     row_lane = 1,
     single_token = 2,
+    // Strips of four rows, for weights that keep two of every four rows and columns.
+    strip_lane = 3,
+    strip_input_grad = 4,
     // Gradients; see backward.hpp for what the fields of the problem mean to them.
     input_grad_by_rows = 16,
     input_grad_by_columns = 17,
@@ -48,6 +51,9 @@ struct LinearProblem {
     std::int64_t dy_stride;
     const std::int32_t *places;  // input_grad_by_columns only: (kept,) rows of `values`
     std::int64_t rows;           // input_grad_by_columns only: of the weight itself
+    const std::uint32_t *records;  // strips only: see strip_lane.hpp
+    const std::uint16_t *counts;
+    std::int64_t turned_columns;   // strip_input_grad only: columns of a block of the weight itself
 };
 
 using LinearFunction = void (*)(const LinearProblem &);

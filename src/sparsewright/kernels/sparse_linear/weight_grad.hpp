@@ -104,7 +104,14 @@ __attribute__((noinline)) void correlate(const float *x, const std::uint8_t *ind
 template <int G> struct WeightGrad {
     static constexpr int R = G <= 4 ? G : 4;
     static constexpr int J = (lanes > 8 ? lanes : 8) / R;
-    static constexpr std::int64_t chunk_tokens = 256;
+
+    // Tokens at a time. Where every vector of x feeds one row or two, x of a block should fit the first-level cache; where
+    // it feeds more, or cannot fit, the longer the better: folding costs the same for few tokens and for many.
+    static std::int64_t chunk_tokens(const LinearProblem &p) {
+        constexpr std::int64_t few = 128, many = 256;
+        const std::int64_t bytes = p.block_columns * (few + 16) * static_cast<std::int64_t>(sizeof(float));
+        return G <= 2 && bytes <= p.level1_bytes * 13 / 16 ? few : many;
+    }
 
     // rows[t][begin..end] to panel[row][token]; lanes without a token hold zero.
     static void turn(const float *from, std::int64_t from_stride, std::int64_t tokens, std::int64_t count, float *panel,
@@ -127,7 +134,7 @@ template <int G> struct WeightGrad {
     }
 
     static void run(const LinearProblem &p, Range groups) {
-        const std::int64_t parts = divide_up(p.tokens, chunk_tokens);
+        const std::int64_t parts = divide_up(p.tokens, chunk_tokens(p));
         const std::int64_t longest = divide_up(divide_up(p.tokens, lanes), parts) * lanes;
         // Rows a multiple of 4 KB apart fall into the same cache sets.
         const std::int64_t stride = longest + 16;
