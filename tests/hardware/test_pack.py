@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsewright.core import LayerPlan, ModelError, Plan, PlanError, parse_pattern
+from sparsewright.core import DataError, LayerPlan, ModelError, Plan, PlanError, parse_pattern
 from sparsewright.hardware import AbstractTarget, Cost, CostStore, ThisTarget, pack_
 from sparsewright.models import layers, sparsify_
 from sparsewright.nn import SparseTensor, kept_places
@@ -254,3 +254,18 @@ def test_a_convolution_that_the_batch_never_reaches_stays_masked(tmp_path):
     model = masked(Half(), "4x1@25%")
     rows = pack_(model, ThisTarget(store=CostStore(tmp_path / "costs.sqlite")), batch=torch.randn(1, 8, 9, 9))
     assert {row.name: row.reason for row in rows}["unused"].startswith("the batch never reaches it")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    ["garbage", 7, torch.randn(2, 5), {"image": torch.randn(1, 8, 9, 9)}],
+    ids=["text", "one", "flat", "name"],
+)
+def test_a_batch_that_the_model_does_not_take_is_told_before_anything_is_packed(tmp_path, batch):
+    model = masked(nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)), "4x1@25%")
+    model.train()
+    model[1].eval()  # frozen statistics, as fine-tuning has them
+    with pytest.raises(DataError, match=r"one input that it takes .* but Sequential given .*raised"):
+        pack_(model, ThisTarget(store=CostStore(tmp_path / "costs.sqlite")), batch=batch)
+    assert model[0].weight_mask is not None
+    assert (model[0].training, model[1].training) == (True, False)

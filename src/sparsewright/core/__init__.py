@@ -26,7 +26,7 @@ from .numeric import is_number, is_whole, require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
 from .registry import Registry, RegistryError
-from .sharded import is_distributed, require_whole
+from .sharded import is_distributed, require_whole, require_whole_model
 from .stats import LayerStats
 
 __all__ = [
@@ -72,6 +72,7 @@ __all__ = [
     "require_finite",
     "require_module",
     "require_whole",
+    "require_whole_model",
     "suggest",
     "vector_lanes",
     "write_json",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..core import AbstractPattern, Plan, ValueType, parse_pattern
-from ..models import layers
+from ..models import eval_mode, layers
 from ..solvers import solve_mask
 from .model_time import ModelTime, fitted, run_model
 from .pack import pack_
@@ -56,9 +56,7 @@ def calibrated(
     if packed is None:
         return dict(times)
     found = {}
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for label, time in times.items():
             dense_call, packed_call = _calls(model, packed, inputs[label])
             samples = interleave(
@@ -66,8 +64,6 @@ def calibrated(
             )
             measured = 1.0 - 1.0 / speedup(samples["packed"], samples["dense"]).value
             found[label] = _scaled(time, names, rule, value_dtype, target, measured)
-    finally:
-        model.train(training)
     return found
 
 

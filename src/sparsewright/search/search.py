@@ -11,7 +11,7 @@ from typing import Any, final
 
 from torch import nn
 
-from ..core import AbstractPattern, BudgetError, ModelError, Plan, ValueType
+from ..core import AbstractPattern, BudgetError, ModelError, Plan, ValueType, require_module, require_whole_model
 from ..hardware import (
     AbstractTarget,
     ModelTime,
@@ -158,10 +158,13 @@ def search(
 
     Raises:
         BudgetError: no plan fits, naming the tightest value; or a quality budget without `evaluate`.
-        ModelError: no layer takes part.
+        ModelError: no layer takes part, or weights lie in parts on several processes (`fully_shard`).
+        DataError: the model does not run on a batch.
     """
     if budget.max_quality_drop is not None and evaluate is None and plan_evaluator is None:
         raise BudgetError("A quality budget needs evaluate=(model) -> float. Pass it, or bound speed or size instead.")
+    require_module(model)
+    require_whole_model(model)
     refs = [ref for ref in layers(model, include, exclude) if not ref.skipped_reason]
     if not refs:
         raise ModelError("No layer of this model takes part, so there is nothing to search.")
