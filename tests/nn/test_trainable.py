@@ -229,7 +229,7 @@ def test_train_packed_opens_and_freezes_every_packed_weight_of_a_model() -> None
     "layout, value_dtype, match",
     [
         ("masked", torch.float32, "layout 'masked'"),
-        ("vector", torch.float16, "torch.float16 values are too coarse"),
+        ("vector", torch.float16, r"train in float32, it has torch\.float16 values; pack it with float32"),
         ("int8", torch.int8, "layout 'int8'"),
     ],
 )

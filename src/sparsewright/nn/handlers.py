@@ -127,7 +127,7 @@ def _must_not_train(func: Any, *weights: Any) -> None:
     if torch.is_grad_enabled() and any(type(w) is SparseTensor and w.requires_grad for w in weights):
         raise KernelError(
             f"{func} reached a packed weight in training past F.linear, so that its gradient would be dense. "
-            "Call F.linear, addmm or matmul from Python, or freeze the weight."
+            "Call F.linear, addmm or matmul from Python and outside of torch.func, or freeze the weight."
         )
 
 

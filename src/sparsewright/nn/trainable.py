@@ -66,9 +66,10 @@ def why_not_trainable(tensor: SparseTensor) -> str:
         reason = why_not_by_operator(packed)
         if reason:
             return reason
-    if packed.value_dtype != torch.float32 or tensor.dtype != torch.float32:
-        held = packed.value_dtype if packed.value_dtype != torch.float32 else tensor.dtype
-        return f"{held} values are too coarse to train; pack it with float32 values"
+    if packed.value_dtype != torch.float32:
+        return f"packed weights train in float32, it has {packed.value_dtype} values; pack it with float32 values"
+    if tensor.dtype != torch.float32:
+        return f"packed weights train in float32, it is seen as {tensor.dtype}; call .float() on the model"
     if packed.layout == "vector" and packed.device.type not in ("cpu", "meta"):
         return f"the gradient kernels run on the CPU, it is on {packed.device}; move it there"
     return ""
@@ -124,6 +125,9 @@ def _by_operator(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor
         raise no_kernel(why_not(packed, x.numel() // packed.shape[1]), packed)
     held = with_values(packed, torch.ops.sparsewright.kept_values(weight))
     if not torch.is_autocast_enabled("cpu"):
+        for given, tensor in (("x", x), ("bias", bias)):
+            if tensor is not None and tensor.dtype != torch.float32:
+                raise KernelError(f"Packed weights train in float32, got {given} of {tensor.dtype}. Cast it.")
         return run_operator(name, x, held, bias)
     with torch.autocast("cpu", enabled=False):
         y = run_operator(name, as_float32(x), held, as_float32(bias))
