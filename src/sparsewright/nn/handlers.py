@@ -1,5 +1,6 @@
 """What a packed weight does under torch's functions and operators: products, copies, moves, turns."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from .lower_precision import forget_widened
 from .lower_precision import multiply as multiply_frozen
 from .packed_input import packed_input
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
-from .trainable import train_product
+from .trainable import train_product, why_not_trainable
 
 aten = torch.ops.aten
 
@@ -205,7 +206,12 @@ def _to_copy(
     moved = packed if device is None else copy_packed(packed, lambda inner: inner.to(device))
     # `.to(copy=True)` and deep moves promise new memory.
     fresh = copy_packed(moved, Tensor.clone) if moved is tensor.packed else moved
-    return tensor.like(fresh, dtype=dtype)
+    changed = tensor.like(fresh, dtype=dtype)
+    if tensor.is_leaf and tensor.requires_grad and dtype not in (None, tensor.dtype) and why_not_trainable(changed):
+        warnings.warn(
+            f"A packed weight that trained is frozen from now on: {why_not_trainable(changed)}.", stacklevel=2
+        )
+    return changed
 
 
 def _with_values(packed: PackedWeight, dtype: torch.dtype) -> PackedWeight:

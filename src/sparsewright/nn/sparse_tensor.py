@@ -221,8 +221,8 @@ def as_parameter(tensor: SparseTensor, trainable: bool = False) -> SparseTensor:
 
     Args:
         tensor: what the module is to hold.
-        trainable: whether its kept values get a gradient (layout `vector`, float32 values; see `train_packed_`);
-            gradients flow to the inputs of its layer either way.
+        trainable: whether its kept values get a gradient (layout `vector`, float32 values; what cannot train stays
+            frozen, see `train_packed_`); gradients flow to the inputs of its layer either way.
     """
     operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
     forget_dense_runs(tensor.packed)

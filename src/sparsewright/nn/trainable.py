@@ -21,7 +21,7 @@ from ..kernels.sparse_linear.operand import kept_per_8
 from ..kernels.sparse_linear.operators import able_operator, run_operator
 from ..kernels.sparse_linear.transforms import check_eager, refuse_nested
 from ..layouts import PackedWeight
-from .sparse_tensor import OPERATORS, SparseTensor
+from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor
 
 # How many an operator is asked about where nobody knows yet: more than one.
 _TOKENS = 2
@@ -73,6 +73,22 @@ def why_not_trainable(tensor: SparseTensor) -> str:
     if packed.layout == "vector" and packed.device.type not in ("cpu", "meta"):
         return f"the gradient kernels run on the CPU, it is on {packed.device}; move it there"
     return ""
+
+
+def _requires_grad(tensor: SparseTensor, wanted: bool = True) -> SparseTensor:
+    """Let it train or freeze it, as torch does; what cannot train stays frozen.
+
+    `load_state_dict(assign=True)` and `model.requires_grad_()` ask this of every parameter alike: it is no wish to
+    train an int8 weight, which would then refuse every forward. `train_packed_` tells who cannot, and why.
+    """
+    able = bool(wanted) and not why_not_trainable(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        tensor.requires_grad_(able)
+    return tensor
+
+
+FUNCTIONS[Tensor.requires_grad_] = _requires_grad
+FUNCTIONS[Tensor.requires_grad.__set__] = _requires_grad  # type: ignore[attr-defined]
 
 
 def why_not_by_operator(packed: PackedWeight) -> str:

@@ -35,6 +35,11 @@ def check_eager(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> None:
             f"The packed weight is on the meta device, which has no values, and x is on {x.device}. Load the weight "
             "(load_state_dict with assign=True, or sparsewright.load) first."
         )
+    if x.device.type == "meta" and packed.device.type != "meta":
+        raise KernelError(
+            f"x is on the meta device, which has no values, and the packed weight is on {packed.device}. Move the "
+            'model too (`.to("meta")`), or pass values.'
+        )
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:
