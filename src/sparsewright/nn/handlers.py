@@ -193,8 +193,8 @@ def _to_copy(
     non_blocking: bool = False,
     memory_format: Any = None,
 ) -> SparseTensor:
-    """Move, and see as another dtype. 16-bit dtypes store the values so, unless they are int8; float32 leaves 16-bit
-    values."""
+    """Move, and see as another dtype. 16-bit dtypes store the values so, unless they are int8; float32 leaves float16
+    values, which the kernels read, and widens bfloat16 ones, which they do not."""
     packed = tensor.packed
     if dtype is not None and dtype not in _SEEN_AS:
         raise KernelError(
@@ -203,6 +203,8 @@ def _to_copy(
         )
     if dtype in (torch.float16, torch.bfloat16) and packed.value_dtype not in (dtype, torch.int8):
         packed = _with_values(packed, dtype)
+    if dtype in (torch.float32, torch.float64) and packed.value_dtype == torch.bfloat16:
+        packed = _with_values(packed, torch.float32)
     moved = packed if device is None else copy_packed(packed, lambda inner: inner.to(device))
     # `.to(copy=True)` and deep moves promise new memory.
     fresh = copy_packed(moved, Tensor.clone) if moved is tensor.packed else moved

@@ -42,6 +42,8 @@ class SparseTensor(Tensor):
     packed: PackedWeight
     transposed: bool
     view_shape: tuple[int, ...] | None
+    # Its dtype, which to ask of the tensor itself takes longer than a small kernel.
+    seen_as: torch.dtype
 
     @staticmethod
     def __new__(
@@ -76,6 +78,7 @@ class SparseTensor(Tensor):
         view_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.transposed = transposed
+        self.seen_as = dtype
         self.view_shape = None if view_shape is None else tuple(view_shape)
         self.hold(packed)
 
