@@ -179,6 +179,11 @@ def _unserved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
     """An operator without a handler: dense where that was asked for, counted; else the error that shows a handler."""
     if missing_choice() != "dense" or func._schema.is_mutable:
         raise needs_dense(str(func), f" To add a kernel, fill this in:\n\n{handler_stub(func)}")
+    return serve_dense(func, args, kwargs)
+
+
+def serve_dense(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator with every packed argument unpacked, counted."""
 
     def opened(item: Any) -> Any:
         if not isinstance(item, SparseTensor):
