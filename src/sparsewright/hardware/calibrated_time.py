@@ -51,7 +51,9 @@ def calibrated(
         The same with scaled layers; total times stay. Where no layer takes the pattern, all stays as it is.
     """
     rule = parse_pattern(pattern)
-    names = [name for name, layer in next(iter(times.values())).layers.items() if not target.can_run(rule, layer.shape)]
+    packs = {ref.name for ref in layers(model) if ref.runs_packed and value_dtype in ref.view.value_types}
+    timed = next(iter(times.values())).layers
+    names = [name for name, layer in timed.items() if name in packs and not target.can_run(rule, layer.shape)]
     packed = _packed_copy(model, names, rule, value_dtype)
     if packed is None:
         return dict(times)

@@ -195,7 +195,10 @@ def _make(
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
     if layer.value_dtype not in ref.view.value_types:
-        return _kept(ref, layer, None, f"{ref.kind} layers have no kernel for {layer.value_dtype} values"), None
+        taken = " or ".join(ref.view.value_types)
+        return _kept(
+            ref, layer, None, f"{ref.kind} layers have no kernel for {layer.value_dtype} values: ask for {taken}"
+        ), None
     reasons = machine.can_run(layer.pattern, ref.shape) if machine is not None else layer.pattern.why_not(ref.shape)
     if reasons:
         return _kept(ref, layer, None, "; ".join(reasons)), None

@@ -165,9 +165,14 @@ def search(
         raise BudgetError("A quality budget needs evaluate=(model) -> float. Pass it, or bound speed or size instead.")
     require_module(model)
     require_whole_model(model)
-    refs = [ref for ref in layers(model, include, exclude) if not ref.skipped_reason]
+    found = layers(model, include, exclude)
+    refs = [ref for ref in found if not ref.skipped_reason]
     if not refs:
-        raise ModelError("No layer of this model takes part, so there is nothing to search.")
+        why = "; ".join(dict.fromkeys(ref.skipped_reason for ref in found)) or "it has no linear layer"
+        raise ModelError(
+            f"No layer of this model takes part, so there is nothing to search: {why}. Name others with include=, or "
+            "leave this model dense."
+        )
     machine = load_target(target)
     inputs = dict(batches) if batches else {"calibration batch": _first_input(batches_of(data, model))}
     table = costs_of(model, refs, machine, inputs, patterns or CPU_PATTERNS, value_dtypes, threads=threads)
@@ -245,6 +250,7 @@ def costs_of(
         value_dtypes,
         rest_bytes=width * (parameters - inside),
         dense_value_dtype=dense_value_dtype,
+        kernel_value_dtypes={ref.name: ref.view.value_types for ref in refs},
         minutes=minutes,
     )
 
