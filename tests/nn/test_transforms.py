@@ -134,6 +134,12 @@ def test_wrong_kinds_of_arguments_are_told_in_one_sentence():
         lambda: sw.linear(x, packed, activation=["relu"]),
         lambda: sw.linear(x, packed, on_missing="foo"),
         lambda: sw.pack("w", "m", pattern="2:4"),
+        lambda: sw.why_not(None),
+        lambda: sw.why_not(model[0].weight),
+        lambda: sw.pack_(model, plan="2:4"),
+        lambda: sw.pack_(model, plan={"0": "2:4"}),
+        lambda: sw.measure(model, x, rivals=5, dense=nn.Linear(16, 16)),
+        lambda: sw.search(nn.Linear(16, 16), [x], budget=None),
         lambda: sw.solve_mask("w", "2:4"),
     ):
         with pytest.raises(sw.SparsewrightError):

@@ -24,7 +24,7 @@ from .machine import instruction_set, vector_lanes
 from .modules import require_module
 from .numeric import is_number, is_whole, require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
-from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
+from .plan import VALUE_BITS, LayerPlan, Plan, ValueType, require_plan
 from .registry import Registry, RegistryError
 from .sharded import is_distributed, require_whole, require_whole_model
 from .stats import LayerStats
@@ -71,6 +71,7 @@ __all__ = [
     "is_whole",
     "require_finite",
     "require_module",
+    "require_plan",
     "require_whole",
     "require_whole_model",
     "suggest",

@@ -200,6 +200,8 @@ def _built(
 ) -> list[Rival]:
     if rivals is None or dense is None:
         return []
+    if not isinstance(rivals, Iterable):
+        raise ModelError(f"Rivals are names, 'all', or rivals built before, got {rivals!r}. Pass rivals='all', say.")
     given = [rivals] if isinstance(rivals, str) else list(rivals)
     ready = [rival for rival in given if isinstance(rival, Rival)]
     names = [name for name in given if isinstance(name, str)]

@@ -19,6 +19,7 @@ from ..core import (
     ProfileError,
     ValueType,
     is_whole,
+    require_plan,
     suggest,
 )
 from ..models import LayerRef, drop_mask, layers
@@ -90,8 +91,9 @@ def pack_(
 
     Raises:
         ModelError: nothing is masked, or dropped weights are not zero any more.
-        PlanError: the plan's pattern does not hold for a layer's mask, or `tokens` counts no rows.
+        PlanError: the plan's pattern does not hold for a layer's mask, `plan` is no plan, or `tokens` counts no rows.
     """
+    require_plan(plan)
     counts = _token_counts(tokens)
     apply_calibration_once()
     machine = None if force else load_target(target)

@@ -161,6 +161,8 @@ def search(
         ModelError: no layer takes part, or weights lie in parts on several processes (`fully_shard`).
         DataError: the model does not run on a batch.
     """
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"A search runs under a budget, got {budget!r:.80}. Pass Budget(speedup=1.5), say.")
     if budget.max_quality_drop is not None and evaluate is None and plan_evaluator is None:
         raise BudgetError("A quality budget needs evaluate=(model) -> float. Pass it, or bound speed or size instead.")
     require_module(model)
