@@ -76,6 +76,24 @@ def test_a_packed_encoder_comes_back_packed(tmp_path: Path, encoder: Any) -> Non
         assert torch.equal(again(tokens)[0], encoder(tokens)[0])
 
 
+def test_a_model_without_its_default_parts_says_why_it_wants_the_architecture(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bare = transformers.BertModel(small(), add_pooling_layer=False).eval()
+    pack_layer(bare.encoder.layer[0].intermediate.dense, "2:4x4")
+    save(bare, tmp_path / "m.safetensors")
+    with pytest.raises(BundleError) as caught:
+        load(tmp_path / "m.safetensors")
+    assert "transformers config alone builds (AutoModel, BertModel): it lacks 'pooler.dense.weight'" in str(
+        caught.value
+    )
+    assert "add_pooling_layer=False" in str(caught.value)
+    assert "sparsewright.load(path, model=...)" in str(caught.value)
+    again = load(tmp_path / "m.safetensors", transformers.BertModel(small(), add_pooling_layer=False).eval())
+    tokens = torch.arange(7)[None]
+    with torch.no_grad():
+        assert torch.equal(again(tokens).last_hidden_state, bare(tokens).last_hidden_state)
+
+
 def test_the_manifest_holds_no_path_and_no_private_setting(tmp_path: Path, encoder: Any) -> None:
     encoder.config._name_or_path = "/home/someone/model"
     encoder.config.invented = "value"

@@ -12,7 +12,16 @@ from safetensors import safe_open
 from torch import nn
 
 from sparsewright.bundle import BundleReader, inspect, load, save, verify
-from sparsewright.core import BundleError, LayerPlan, ModelError, NumericError, Plan, SparsewrightError, parse_pattern
+from sparsewright.core import (
+    BundleError,
+    LayerPlan,
+    ModelError,
+    NumericError,
+    Plan,
+    PlanError,
+    SparsewrightError,
+    parse_pattern,
+)
 from sparsewright.hardware import dynamic_int8, pack_
 from sparsewright.layouts import pack
 from sparsewright.models import layers, sparsify_
@@ -341,6 +350,14 @@ def test_the_file_may_vanish_after_loading(tmp_path: Path, make_model: Make) -> 
     again = load(path, TwoLayers().eval())
     path.write_bytes(b"")
     assert torch.equal(forward(again), forward(make_model()))
+
+
+def test_what_is_no_model_or_no_plan_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"A model is a torch\.nn\.Module, got str"):
+        load(bundle, "TwoLayers")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="A plan says what each layer gets"):
+        save(TwoLayers(64), tmp_path / "other.safetensors", plan="2:4")  # type: ignore[arg-type]
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_a_bundle_for_another_model_is_refused_and_nothing_is_changed(bundle: Path) -> None:

@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 from sparsewright.bundle import export_onnx, onnx_functions
 from sparsewright.bundle import onnx as exporter
-from sparsewright.core import BundleError, FileError, KernelError, MissingPackageError, ModelError, parse_pattern
+from sparsewright.core import (
+    BundleError,
+    FileError,
+    KernelError,
+    MissingPackageError,
+    ModelError,
+    ValueType,
+    parse_pattern,
+)
+from sparsewright.hardware import pack_
+from sparsewright.hardware.onnx_rival import open_session
 from sparsewright.layouts import layouts, pack
-from sparsewright.models import ensure_torchvision_imports
+from sparsewright.models import ensure_torchvision_imports, sparsify_
 from sparsewright.nn import SparseTensor, as_parameter, train_packed_
 from sparsewright.solvers import solve_mask
 
@@ -354,3 +364,39 @@ def test_int8_weights_under_exact_inputs_answer_alike(tmp_path: Path) -> None:
     written = export_onnx(layer, tmp_path / "m.onnx", torch.randn(5, 64))
     assert written.error is not None
     assert written.error < 1e-5
+
+
+@pytest.mark.parametrize("value_dtype", ["fp32", "int8"])
+def test_a_model_in_float16_is_checked_by_its_own_precision_and_one_in_bfloat16_not_here(
+    tmp_path: Path, value_dtype: ValueType
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32, bias=False))
+    sparsify_(model, "4x1@50%")
+    pack_(model, force=True, value_dtype=value_dtype)
+    x = torch.randn(5, 64)
+    told = export_onnx(copy.deepcopy(model).half(), tmp_path / "half.onnx", x.half())
+    assert told.error is not None
+    assert 0 < told.error < 1e-2
+    coarse = copy.deepcopy(model).bfloat16()
+    with pytest.raises(ModelError, match=r"no bfloat16 kernels.*after `\.float\(\)`.*or with `check=False`"):
+        export_onnx(coarse, tmp_path / "coarse.onnx", x.bfloat16())
+    assert not (tmp_path / "coarse.onnx").exists()
+    assert export_onnx(coarse, tmp_path / "coarse.onnx", x.bfloat16(), check=False).error is None
+    assert export_onnx(coarse.float(), tmp_path / "back.onnx", x).error is not None
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_one_token_is_rounded_in_onnx_no_more_than_here(tmp_path: Path, tokens: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48))
+    sparsify_(model, "4x1@50%")
+    pack_(model, force=True, value_dtype="int8")
+    x = torch.randn(5, 64)
+    export_onnx(model, tmp_path / "model.onnx", x)
+    (found,) = open_session(tmp_path / "model.onnx").run(None, {"input": x[:tokens].numpy()})
+    exact = x[:tokens] @ model[0].weight.dense().T + model[0].bias
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(x[:tokens]), rtol=1e-5, atol=1e-5)
+    error = (torch.from_numpy(found) - exact).abs().max()
+    assert error < 1e-5 if tokens == 1 else error > 1e-4

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sparsewright import export_onnx, load, masks, pack_, save, sparsify_
+from sparsewright import Budget, export_onnx, load, mark_, masks, measure, pack_, save, search, sparsify_
 from sparsewright.core import ModelError
+from sparsewright.hardware import build_rivals, time_model
 from sparsewright.models import layers
 
 pytestmark = pytest.mark.skipif(
@@ -45,11 +46,19 @@ def sharded(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
+X = torch.randn(5, 64)
 WHOLE: dict[str, Callable[[nn.Module, Path], object]] = {
     "sparsify_": lambda model, folder: sparsify_(model, "2:4"),
     "sparsify_ with data": lambda model, folder: sparsify_(model, "2:4", method="wanda", data=[torch.randn(8, 64)]),
     "pack_": lambda model, folder: pack_(model, force=True),
     "save": lambda model, folder: save(model, folder / "model.safetensors"),
+    "measure": lambda model, folder: measure(model, X),
+    "measure as the dense model": lambda model, folder: measure(make_model(), X, dense=model),
+    "search": lambda model, folder: search(model, [X], budget=Budget(speedup=1.1)),
+    "time_model": lambda model, folder: time_model(model, X, {"0": model[0]}, {"0": (64, 64)}),
+    "build_rivals": lambda model, folder: build_rivals(model, X, folder=folder),
+    "mark_ weights": lambda model, folder: mark_(model, weights={"0": "2:4"}),
+    "mark_ gradients": lambda model, folder: mark_(model, weight_gradients={"0": "2:4"}),
     "get_weight": lambda model, folder: layers(model)[0].get_weight(),
     "set_weight": lambda model, folder: layers(model)[0].set_weight(torch.zeros(64, 64)),
 }
@@ -66,6 +75,7 @@ def test_what_needs_whole_weights_refuses_sharded_ones(tmp_path: Path, step: str
         WHOLE[step](model, tmp_path)
     assert all(torch.equal(value.full_tensor(), before[name]) for name, value in model.named_parameters())
     assert not list(tmp_path.glob("model*"))
+    model(X).sum().backward()  # it works as before
 
 
 @pytest.mark.usefixtures("group")

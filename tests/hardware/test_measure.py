@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsewright.core import ModelError, ProfileError
+from sparsewright.core import DataError, ModelError, ProfileError, SparsewrightError
 from sparsewright.hardware import (
     PackageCounters,
     build_rivals,
@@ -166,3 +166,13 @@ def test_what_is_no_time_is_refused_before_anything_runs(wrong, sentence):
 def test_only_modules_are_measured():
     with pytest.raises(ModelError, match=r"A model is a torch\.nn\.Module, got str"):
         measure("model", BATCH)
+
+
+@pytest.mark.parametrize(
+    "batch", [None, "text", torch.randn(3, 31), {"y": torch.randn(3, 32)}], ids=["none", "text", "narrow", "name"]
+)
+def test_a_batch_that_the_model_does_not_take_is_one_sentence(dense, ours, batch):
+    with pytest.raises(DataError, match="one input that it takes"):
+        measure(dense, batch)
+    with pytest.raises(SparsewrightError, match=r"one input that it takes|takes x of shape \(\.\.\., 32\), got"):
+        measure(ours, batch)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsewright.core import NM, Dense, ModelError, ProfileError
+from sparsewright.core import NM, DataError, Dense, ModelError, ProfileError
 from sparsewright.hardware import AbstractTarget, Cost, LayerTime, ModelTime, model_time, time_model
 from sparsewright.hardware.model_time import LARGEST_SHARE, fitted
 
@@ -119,3 +119,22 @@ def test_a_layer_that_is_never_called_has_no_cost():
     model.forward = lambda x: model["used"](x)
     with pytest.raises(ModelError, match="'idle' is never called"):
         time_model(model, torch.randn(2, 4), dict(model), {"used": (4, 4), "idle": (4, 4)}, rounds=(1, 1), seconds=0)
+
+
+def test_what_cannot_be_timed_is_told_in_one_sentence():
+    model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+    with pytest.raises(ModelError, match=r"A model is a torch\.nn\.Module, got NoneType"):
+        time_model(None, x, {}, {})
+    with pytest.raises(DataError, match="Sequential given None raised TypeError"):
+        time_model(model, None, {"0": model[0]}, {"0": (8, 8)})
+
+
+def test_timing_leaves_every_submodule_in_its_mode_and_able_to_train():
+    model = nn.Sequential(nn.LazyLinear(8), nn.BatchNorm1d(8)).train()
+    model[1].eval()
+    x = torch.randn(3, 8)
+    time_model(model, x, {"0": model[0]}, {"0": (8, 8)}, rounds=(3, 3), seconds=0)
+    assert (model.training, model[0].training, model[1].training) == (True, True, False)
+    # Its weights came to be inside the timing, and still are no inference tensors.
+    model(x).sum().backward()
+    assert model[0].weight.grad is not None

@@ -7,10 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from sparsewright.core import LayerPlan, ModelError, Plan, PlanError, parse_pattern
+from sparsewright.core import (
+    DataError,
+    KernelError,
+    LayerPlan,
+    ModelError,
+    Plan,
+    PlanError,
+    SparsewrightError,
+    parse_pattern,
+)
 from sparsewright.hardware import AbstractTarget, Cost, CostStore, ThisTarget, pack_
+from sparsewright.layouts import pack
 from sparsewright.models import layers, sparsify_
-from sparsewright.nn import SparseTensor, kept_places
+from sparsewright.nn import SparseTensor, as_parameter, kept_places, train_packed_
+from sparsewright.search import Budget, search
+from sparsewright.solvers import solve_mask
 
 
 class Board(AbstractTarget):
@@ -254,3 +266,43 @@ def test_a_convolution_that_the_batch_never_reaches_stays_masked(tmp_path):
     model = masked(Half(), "4x1@25%")
     rows = pack_(model, ThisTarget(store=CostStore(tmp_path / "costs.sqlite")), batch=torch.randn(1, 8, 9, 9))
     assert {row.name: row.reason for row in rows}["unused"].startswith("the batch never reaches it")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    ["garbage", 7, torch.randn(2, 5), {"image": torch.randn(1, 8, 9, 9)}],
+    ids=["text", "one", "flat", "name"],
+)
+def test_a_batch_that_the_model_does_not_take_is_told_before_anything_is_packed(tmp_path, batch):
+    model = masked(nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)), "4x1@25%")
+    model.train()
+    model[1].eval()  # frozen statistics, as fine-tuning has them
+    with pytest.raises(DataError, match=r"one input that it takes .* but Sequential given .*raised"):
+        pack_(model, ThisTarget(store=CostStore(tmp_path / "costs.sqlite")), batch=batch)
+    assert model[0].weight_mask is not None
+    assert (model[0].training, model[1].training) == (True, False)
+
+
+def test_what_has_no_kernel_for_a_convolution_is_one_sentence_that_says_what_to_ask_for(tmp_path):
+    model = masked(nn.Sequential(nn.Conv2d(8, 16, 3)), "4x1@25%")
+    (row,) = pack_(model, force=True, value_dtype="int8")
+    assert (row.packed, row.reason) == (
+        False,
+        "conv2d layers have no kernel for int8 values: ask for fp32 or fp16",
+    )
+    assert pack_(model, force=True, value_dtype="fp16")[0].packed
+    with pytest.raises(ModelError, match=r"0\.weight: there is no gradient of a convolution's values; train it masked"):
+        train_packed_(model)
+    matrix = torch.randn(16, 72)
+    held = pack(matrix, solve_mask(matrix.abs(), "4x1@25%"), "int8", "4x1@25%", torch.int8)
+    model[0].weight = as_parameter(SparseTensor(held, view_shape=(16, 8, 3, 3)))
+    with pytest.raises(KernelError, match=r"in the layout 'vector' with float32 or float16 values"):
+        model(torch.randn(1, 8, 9, 9))
+    depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
+    for call in (
+        lambda: sparsify_(depthwise, {"0": "2:4"}),
+        lambda: sparsify_(depthwise, "2:4"),
+        lambda: search(depthwise, [torch.randn(1, 8, 9, 9)], budget=Budget(speedup=1.1), include=["0"]),
+    ):
+        with pytest.raises(SparsewrightError, match="convolution in 8 groups: each group is a small layer of its own"):
+            call()

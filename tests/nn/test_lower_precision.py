@@ -144,7 +144,7 @@ def test_dtypes_that_differ_are_told_as_torch_tells_them() -> None:
     with torch.no_grad():
         with pytest.raises(KernelError, match="compute in float32"):
             layer()(torch.randn(2, 64).half())
-        with pytest.raises(KernelError, match="compute in float32"):
+        with pytest.raises(KernelError, match=r"moved to torch\.float16 .* got x of torch\.bfloat16"):
             layer().half()(torch.randn(2, 64).bfloat16())
         with pytest.raises(KernelError, match=r"compute in float32, got x of torch\.float16"):
             convolution(2)(torch.randn(2, 16, 9, 9).half())
@@ -161,3 +161,28 @@ def test_a_compiled_module_takes_it_too(dtype: torch.dtype, kind: str) -> None:
     x = torch.randn((5, 64) if kind == "linear" else (2, 16, 9, 9)).to(dtype)
     with torch.no_grad():
         assert torch.equal(compiled(x), moved(x))
+
+
+@LOWER
+@pytest.mark.parametrize("bias", [True, False])
+def test_another_dtype_than_the_modules_is_refused_with_and_without_a_bias(dtype: torch.dtype, bias: bool) -> None:
+    moved, image = layer().to(dtype), convolution(2).to(dtype)
+    if not bias:
+        moved.bias = image.bias = None
+    other = torch.bfloat16 if dtype == torch.float16 else torch.float16
+    for x_dtype in (torch.float32, torch.float64, other):
+        for module, x in ((moved, torch.randn(3, 64)), (image, torch.randn(1, 16, 9, 9))):
+            with pytest.raises(KernelError, match=rf"was moved to {dtype} .* got x of {x_dtype}\. Cast x, or move"):
+                module(x.to(x_dtype))
+    with pytest.raises(KernelError, match="compute in float32, got x"):
+        layer()(torch.randn(3, 64, dtype=dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert moved(torch.randn(3, 64)).dtype == torch.bfloat16
+
+
+@LOWER
+def test_a_module_that_comes_back_to_float32_runs_there(dtype: torch.dtype) -> None:
+    back = layer().to(dtype).float()
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(back(x), F.linear(x, back.weight.dense(), back.bias), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(back.weight.dense(), layer().weight.dense(), rtol=torch.finfo(dtype).eps, atol=1e-5)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from sparsewright.core import KernelError, parse_pattern
 from sparsewright.layouts import pack
@@ -63,3 +64,29 @@ def test_damaged_buffers_are_refused_after_loading():
     layer.load_state_dict(state)
     with pytest.raises(KernelError, match="does not hold together"):
         layer(x)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+@pytest.mark.parametrize(
+    ("activation", "behind"),
+    [("relu", nn.ReLU()), ("gelu", nn.GELU()), ("gelu_tanh", nn.GELU(approximate="tanh"))],
+    ids=["relu", "gelu", "gelu_tanh"],
+)
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_an_activation_takes_the_place_of_the_module_behind(case, activation, behind, tokens):
+    plain = packed_layer(*case)
+    fused = PackedLinear(plain.packed, plain.bias, activation=activation)
+    x = torch.randn(tokens, 32, requires_grad=True)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), behind(plain(x)), rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (fused(x), behind(plain(x)))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    again = copy.deepcopy(fused)
+    assert again.activation == activation
+    assert f"activation={activation!r}" in repr(again)
+
+
+def test_an_unknown_activation_is_refused_when_the_layer_is_made():
+    packed = packed_layer(*CASES[0]).packed
+    with pytest.raises(KernelError, match=r"fuse relu, gelu and gelu_tanh, got 'glu'\. Did you mean"):
+        PackedLinear(packed, activation="glu")

@@ -229,7 +229,7 @@ def test_train_packed_opens_and_freezes_every_packed_weight_of_a_model() -> None
     "layout, value_dtype, match",
     [
         ("masked", torch.float32, "layout 'masked'"),
-        ("vector", torch.float16, "torch.float16 values are too coarse"),
+        ("vector", torch.float16, r"train in float32, it has torch\.float16 values; pack it with float32"),
         ("int8", torch.int8, "layout 'int8'"),
     ],
 )
@@ -241,10 +241,43 @@ def test_what_cannot_train_says_why_in_one_sentence(layout: str, value_dtype: to
     with pytest.raises(ModelError, match=f"weight: .*{match}"):
         sw.train_packed_(layer)
     layer.weight = as_parameter(held, trainable=True)
-    with pytest.raises(KernelError, match=match):
-        layer(torch.randn(2, 64))
+    # Whoever asks it of every parameter alike leaves it frozen, and the layer runs.
+    for weight in (layer.weight, layer.requires_grad_().weight):
+        weight.requires_grad = True
+        assert not weight.requires_grad
+    x = torch.randn(2, 64, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("layout", ["vector", "int8", "int8_weights", "nmg"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_a_state_dict_assigns_to_a_dense_model_trains_if_it_can(layout: str, device: str) -> None:
+    pattern = "3:6:4" if layout == "nmg" else "2:4x4"
+    weight = torch.randn(36, 24)
+    dtype = torch.int8 if layout.startswith("int8") else torch.float32
+    source = nn.Linear(24, 36)
+    source.weight = as_parameter(SparseTensor(pack(weight, solve_mask(weight.abs(), pattern), layout, pattern, dtype)))
+    model = nn.Linear(24, 36, device=device)
+    model.load_state_dict(source.state_dict(), assign=True)
+    assert isinstance(model.weight, SparseTensor)
+    assert isinstance(model.weight, nn.Parameter)
+    assert model.weight.requires_grad == (layout == "vector")
+    x = torch.randn(5, 24)
+    model(x).sum().backward()
+    assert model.bias.grad is not None
     with torch.no_grad():
-        assert layer(torch.randn(2, 64)).shape == (2, 32)
+        assert torch.equal(model(x), source(x))
+
+
+def test_a_trained_weight_that_leaves_float32_says_that_it_is_frozen() -> None:
+    model, x = model_pair()[0], torch.randn(5, 24)
+    with pytest.warns(UserWarning, match=r"frozen from now on: packed weights train in float32"):
+        model.bfloat16()
+    assert not model[0].weight.requires_grad
+    assert model[0].bias.requires_grad
+    model(x.bfloat16()).sum().backward()
 
 
 def test_a_model_without_packed_weights_is_refused() -> None:

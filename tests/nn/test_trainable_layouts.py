@@ -3,12 +3,15 @@
 import copy
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+import sparsewright as sw
 from sparsewright.core import AbstractPattern, KernelError, ModelError
 from sparsewright.layouts import AbstractPlainLayout, PackedWeight, layouts, pack
 from sparsewright.nn import (
@@ -176,3 +179,70 @@ def test_an_operator_that_is_gone_is_missed_by_name() -> None:
             packed(torch.randn(2, 24))
     finally:
         operators.register("triplets")(type(own))
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
+def test_an_input_that_is_not_float32_is_told_in_one_sentence(dtype: torch.dtype) -> None:
+    packed, _, _ = pair()
+    train_packed_(packed)
+    with pytest.raises(KernelError, match=rf"train in float32, got x of {dtype}\. Cast it"):
+        packed[0](torch.ones(5, 24, dtype=dtype))
+
+
+@pytest.mark.usefixtures("registered")
+def test_other_values_than_float32_do_not_train() -> None:
+    packed, _, mask = pair()
+    held = pack(torch.ones(36, 24), mask, "triplets", "30%")
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        coarse = replace(held, value_dtype=dtype, tensors={**held.tensors, "values": held.tensors["values"].to(dtype)})
+        packed[0].weight = as_parameter(SparseTensor(coarse))
+        with pytest.raises(ModelError, match=rf"train in float32, it has {dtype} values; pack it with float32 values"):
+            train_packed_(packed)
+    packed[0].weight = as_parameter(SparseTensor(held, dtype=torch.float64))
+    with pytest.raises(ModelError, match=r"it is seen as torch\.float64; call \.float\(\) on the model"):
+        train_packed_(packed)
+    assert train_packed_(packed.float()) == ["0.weight"]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("in_dim", [0, 1])
+def test_vmap_and_function_transforms_answer_as_the_dense_layer_does(in_dim: int) -> None:
+    packed, dense, _ = pair()
+    x = torch.randn(3, 5, 24, requires_grad=True)
+    held = packed[0].weight.packed
+    biases = torch.randn(x.shape[in_dim], 36)
+    found = torch.vmap(lambda z, b: sw.linear(z, held, b), in_dims=(in_dim, 0))(x, biases)
+    wanted = torch.vmap(lambda z, b: nn.functional.linear(z, dense[0].weight, b), in_dims=(in_dim, 0))(x, biases)
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    of_x = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (found, wanted)]
+    torch.testing.assert_close(*of_x, rtol=1e-4, atol=1e-4)
+    each = [torch.vmap(torch.func.grad(lambda z, m=m: m(z).square().sum()))(x.detach()) for m in (packed, dense)]
+    torch.testing.assert_close(*each, rtol=1e-4, atol=1e-4)
+    copies = torch.stack([held.tensors["values"], 2 * held.tensors["values"]])
+    several = torch.vmap(lambda values: sw.linear(x, replace(held, tensors={**held.tensors, "values": values})))(copies)
+    torch.testing.assert_close(several[1], 2 * several[0], **CLOSE)
+
+
+@pytest.mark.usefixtures("registered")
+def test_vmap_over_a_trained_layer_reaches_its_values() -> None:
+    packed, dense, mask = pair()
+    train_packed_(packed)
+    x = torch.randn(3, 5, 24)
+    for model in (packed, dense):
+        torch.vmap(model)(x).square().sum().backward()
+    torch.testing.assert_close(packed[0].weight.grad.dense(), dense[0].weight.grad * mask, rtol=1e-4, atol=1e-4)
+
+
+def test_a_written_backward_has_no_forward_mode() -> None:
+    layouts.register("triplets")(Triplets)
+    register_operator("triplets")(type("Own", (Backward,), {}))
+    try:
+        packed, x = pair()[0], torch.randn(5, 24)
+        with pytest.raises(KernelError, match=r"differentiate under torch\.func\.jvp"):
+            torch.func.jvp(packed, (x,), (x,))
+        with forward_ad.dual_level(), pytest.raises(KernelError, match="no forward-mode derivative"):
+            packed(forward_ad.make_dual(x, x))
+    finally:
+        operators.remove("triplets")
+        layouts.remove("triplets")

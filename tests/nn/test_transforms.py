@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 
 import sparsewright as sw
 from sparsewright.core import KernelError
+from sparsewright.nn import SparseTensor, as_parameter
 from sparsewright.training import keep_masks_
 
 
@@ -57,6 +58,28 @@ def test_a_weight_on_the_meta_device_gives_no_answer():
     for grad in (True, False):
         with torch.set_grad_enabled(grad), pytest.raises(KernelError, match="meta"):
             model[0](torch.randn(3, 16))
+
+
+@pytest.mark.parametrize("layout", ["vector", "int8", "int8_weights", "nmg"])
+def test_a_model_on_the_meta_device_tells_shapes_and_dtypes(layout):
+    pattern = "3:6:4" if layout == "nmg" else "2:4x4"
+    weight = torch.randn(36, 16)
+    dtype = torch.int8 if layout.startswith("int8") else torch.float32
+    here = nn.Linear(16, 36)
+    here.weight = as_parameter(
+        SparseTensor(sw.pack(weight, sw.solve_mask(weight.abs(), pattern), layout, pattern, dtype))
+    )
+    layer = copy.deepcopy(copy.deepcopy(here).to("meta"))
+    x = torch.randn(2, 3, 16, device="meta", requires_grad=True)
+    y = layer(x)
+    assert (y.shape, y.device.type, y.dtype) == ((2, 3, 36), "meta", torch.float32)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert sw.linear(x, layer.weight.packed).shape == (2, 3, 36)
+    assert layer.weight.dense().shape == (36, 16)
+    assert sw.masks(layer)[""].is_meta
+    with pytest.raises(KernelError, match=r'x is on the meta device.*the packed weight is on cpu.*\.to\("meta"\)'):
+        sw.linear(x, here.weight.packed)
 
 
 def test_room_on_another_device_is_room_for_a_state_dict():
@@ -111,6 +134,12 @@ def test_wrong_kinds_of_arguments_are_told_in_one_sentence():
         lambda: sw.linear(x, packed, activation=["relu"]),
         lambda: sw.linear(x, packed, on_missing="foo"),
         lambda: sw.pack("w", "m", pattern="2:4"),
+        lambda: sw.why_not(None),
+        lambda: sw.why_not(model[0].weight),
+        lambda: sw.pack_(model, plan="2:4"),
+        lambda: sw.pack_(model, plan={"0": "2:4"}),
+        lambda: sw.measure(model, x, rivals=5, dense=nn.Linear(16, 16)),
+        lambda: sw.search(nn.Linear(16, 16), [x], budget=None),
         lambda: sw.solve_mask("w", "2:4"),
     ):
         with pytest.raises(sw.SparsewrightError):

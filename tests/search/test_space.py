@@ -49,6 +49,14 @@ def test_a_dense_int8_layer_is_a_choice_when_asked_for(board, times):
     assert Choice(parse_pattern("2:4"), "int8") in table.choices[0]
 
 
+def test_a_value_type_that_a_layers_kernels_do_not_take_is_out_with_the_reason(board, times):
+    table = cost_table(board(), times, PATTERNS, ["fp32", "int8"], kernel_value_dtypes={"a": ("fp32", "fp16")})
+    assert {choice.value_dtype for choice in table.choices[0]} == {"fp32"}
+    assert {choice.value_dtype for choice in table.choices[1]} == {"fp32", "int8"}
+    assert "dense int8: its kernels take fp32 and fp16 values only" in table.reasons["a"]
+    assert "2:4 int8: its kernels take fp32 and fp16 values only" in table.reasons["a"]
+
+
 def test_a_pick_survives_the_way_through_a_plan(board, times):
     table = cost_table(board(), times, PATTERNS, ["fp32", "fp16"])
     pick = [3, 0, 1]

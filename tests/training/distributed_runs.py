@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsewright import keep_masks_, pack, sparsify_
+from sparsewright import keep_masks_, pack, pack_, sparsify_, train_packed_
 from sparsewright.core import KernelError, ModelError
 from sparsewright.nn import SparseTensor, as_parameter, masks, packed_parameters
 from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook
@@ -137,14 +137,82 @@ def sharded_run(rank: int) -> dict[str, Any]:
     return {"state": whole_state(model), "masks": {name: mask.clone() for name, mask in masks(model).items()}}
 
 
-def trained_packed() -> str:
-    model = with_packed_first_linear()
-    model[3].weight.requires_grad_(True)
+def packed_model() -> nn.Sequential:
+    """Two packed layers that train, one in groups and one ragged, beside a dense one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 48), nn.Linear(48, 63))
+    sparsify_(model, {"1": "2:4x4", "3": "25%"})
+    pack_(model, force=True)
+    train_packed_(model)
+    return model
+
+
+def packed_state(model: nn.Module) -> dict[str, Tensor]:
+    parameters: Any = model.named_parameters()
+    return {name: p.dense() if isinstance(p, SparseTensor) else p.detach() for name, p in parameters}
+
+
+def train_packed(network: nn.Module, rank: int | None) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.1)
+    for step in range(STEPS):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.mse_loss(network(share(rank, x)), share(rank, y)).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+
+
+class Halves(nn.Module):
+    """One packed layer that only process 0 reaches, and one that nobody does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = packed_model()
+
+    def forward(self, x: Tensor, rank: int) -> Tensor:
+        hidden = self.body[1](x.flatten(1))
+        return self.body[4](self.body[3](hidden) if rank == 0 else hidden)
+
+
+def trained_packed_runs(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    alone = packed_model()
+    train_packed(alone, None)
+    found["alone"] = packed_state(alone)
+    model = packed_model()
+    wrapped, traffic = data_parallel(model)
+    train_packed(wrapped, rank)
+    found["ddp"] = packed_state(model)
+    found["traffic"] = {key: (row.sent_bytes, row.dense_bytes) for key, row in traffic.traffic.items()}
+    # Two passes, the first of them kept to oneself, are one pass over both.
+    model, once = packed_model(), packed_model()
+    wrapped, wrapped_once = data_parallel(model)[0], data_parallel(once)[0]
+    x = batch(rank)[0]
+    with wrapped.no_sync():
+        wrapped(x[:4]).sum().backward()
+    wrapped(x[4:]).sum().backward()
+    wrapped_once(x).sum().backward()
+    found["no_sync"] = [packed_state_of_gradients(m) for m in (model, once)]
+    halves = Halves()
+    wrapped, _ = data_parallel(halves, find_unused_parameters=True)
+    wrapped(batch(rank)[0], rank).sum().backward()
+    found["reached by one"] = halves.body[3].weight.grad.dense()  # type: ignore[union-attr, operator]
     try:
-        data_parallel(model)
+        DistributedDataParallel(packed_model())
+    except KernelError as error:
+        found["plain DDP"] = str(error)
+    only = nn.Sequential(packed_model()[1])
+    only[0].bias = None
+    try:
+        data_parallel(only)
     except ModelError as error:
-        return str(error)
-    return ""
+        found["nothing else"] = str(error)
+    return found
+
+
+def packed_state_of_gradients(model: nn.Module) -> dict[str, Tensor]:
+    gradients: Any = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: grad.dense() if isinstance(grad, SparseTensor) else grad for name, grad in gradients.items()}
 
 
 def different_masks(rank: int) -> str:
@@ -167,7 +235,7 @@ def work(rank: int, folder: str) -> None:
             "fsdp": sharded_run(rank),
             "packed": frozen_packed_runs(rank),
             "different": different_masks(rank),
-            "trained": trained_packed(),
+            "trained": trained_packed_runs(rank),
         }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_runs import RULES, STEPS, make_model, train, whole_state, work
+from distributed_runs import RULES, STEPS, make_model, packed_model, packed_state, train, whole_state, work
 from torch import Tensor
 
 from sparsewright.nn import masks
@@ -115,6 +115,44 @@ def test_masks_that_differ_between_processes_are_refused(ranks: list[dict[str, A
         assert rank["different"].startswith("Masks must be the same on every process, but 1 of 2 processes have others")
 
 
-def test_packed_weights_that_would_train_apart_are_refused(ranks: list[dict[str, Any]]) -> None:
+def test_packed_weights_train_alike_on_both_processes_and_as_alone(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["trained"] for rank in ranks)
+    assert same_bits(first["ddp"], second["ddp"])
+    torch.testing.assert_close(first["ddp"], first["alone"], **CLOSE)
+    before = packed_state(packed_model())
+    for name, value in first["ddp"].items():
+        assert not torch.equal(value, before[name])
+        if name in ("1.weight", "3.weight"):
+            assert torch.equal(value != 0, before[name] != 0)
+
+
+def test_packed_weights_send_their_kept_gradients_only(ranks: list[dict[str, Any]]) -> None:
+    parameters: Any = dict(packed_model().named_parameters())
     for rank in ranks:
-        assert rank["trained"].startswith("DDP shares no gradients of packed weights, but 3.weight requires them")
+        rows = rank["trained"]["traffic"]
+        assert rows.keys() == parameters.keys()
+        for name, density in (("1.weight", 0.5), ("3.weight", 0.25)):
+            sent, dense = rows[name]
+            assert dense == STEPS * 4 * parameters[name].numel()
+            assert density * dense <= sent <= 1.1 * density * dense
+
+
+def test_gradients_of_packed_weights_add_up_without_being_shared(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        in_two, at_once = rank["trained"]["no_sync"]
+        torch.testing.assert_close(in_two, at_once, rtol=1e-4, atol=1e-4)
+    assert same_bits(ranks[0]["trained"]["no_sync"][0], ranks[1]["trained"]["no_sync"][0])
+
+
+def test_a_packed_weight_that_one_process_reaches_has_its_gradient_everywhere(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (rank["trained"]["reached by one"] for rank in ranks)
+    assert first.any()
+    assert torch.equal(first, second)
+
+
+def test_what_ddp_cannot_do_with_packed_weights_is_told(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "wrap the model with sparsewright.training.data_parallel(model)" in rank["trained"]["plain DDP"]
+        assert rank["trained"]["nothing else"].startswith("DDP wraps models that train something beside packed weights")

@@ -215,7 +215,7 @@ def build(source: ModelSource, shapes: Mapping[str, tuple[int, ...]], file_bytes
         # First on the meta device: a config that asks for more than the file holds costs nothing there.
         with torch.device("meta"):
             sketch = make()
-        _compare(sketch, shapes, file_bytes)
+        _compare(sketch, source, shapes, file_bytes)
         with _without_initialisation():
             return make().eval()
     except (BundleError, MissingPackageError):
@@ -300,9 +300,16 @@ def _refuse_settings(config: Any, tensor_count: int, key: str = "") -> None:
             raise BundleError(f"The config of the bundle sets {key[:60]!r} to {str(config)[:20]}, beyond {limit}.")
 
 
-def _compare(sketch: nn.Module, shapes: Mapping[str, tuple[int, ...]], file_bytes: int) -> None:
+def _compare(sketch: nn.Module, source: ModelSource, shapes: Mapping[str, tuple[int, ...]], file_bytes: int) -> None:
     state = sketch.state_dict()
-    require_same(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    against = _difference(shapes, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    if against:
+        raise BundleError(
+            f"The bundle does not fit the model that its {source.library} config alone builds ({source.architecture}, "
+            f"{type(sketch).__name__}): {against}. It was saved from one made with further arguments, for instance "
+            "BertModel(config, add_pooling_layer=False), or changed after it was made. Build it as you did then and "
+            "pass it: sparsewright.load(path, model=...)."
+        )
     beside = sum(b.numel() * b.element_size() for name, b in sketch.named_buffers() if name not in state)
     if beside > max(_MAX_BUFFER_BYTES, 4 * file_bytes):
         raise BundleError(f"The config of the bundle asks for {beside} bytes of buffers beside its weights.")
@@ -318,20 +325,23 @@ def require_same(held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
     Raises:
         BundleError: naming the first difference.
     """
+    against = _difference(held, wanted)
+    if against:
+        raise BundleError(f"The bundle does not fit the model: {against}. Load it into the model it was saved from.")
+
+
+def _difference(held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """The first difference in words, or nothing."""
     missing = [name for name in wanted if name not in held]
     extra = [name for name in held if name not in wanted]
     if missing or extra:
         what = f"it lacks {missing[0]!r}" if missing else f"it has {extra[0][:80]!r}, which the model does not know"
         count = f" ({len(missing) + len(extra)} such tensors)" if len(missing) + len(extra) > 1 else ""
-        raise BundleError(
-            f"The bundle does not fit the model: {what}{count}. Load it into the model it was saved from."
-        )
+        return f"{what}{count}"
     for name, shape in wanted.items():
         if held[name] != shape:
-            raise BundleError(
-                f"The bundle does not fit the model: {name!r} has the shape {held[name]} in the file, "
-                f"{shape} in the model. Load it into the model it was saved from."
-            )
+            return f"{name!r} has the shape {held[name]} in the file, {shape} in the model"
+    return ""
 
 
 _RANDOM = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.bernoulli_, Tensor.exponential_})

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..core import AbstractPattern, Dense
+from ..core import AbstractPattern, Dense, require_module
 from ..hardware import apply_calibration_once
 from ..models import drop_mask, keep_mask
 from ..nn import SparseTensor, as_parameter, kept_places
@@ -48,9 +48,12 @@ def load(
 
     Raises:
         FileError: the file cannot be read.
+        ModelError: `model` is no module.
         BundleError: it is damaged, hostile, or does not fit the model; the model is unchanged.
         MissingPackageError: transformers or timm is needed and missing.
     """
+    if model is not None:
+        require_module(model)
     with BundleReader(path) as reader:
         chosen = reader.level(level)
         shapes = reader.shapes(chosen)

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -38,6 +38,8 @@ from .onnx_functions import DOMAIN, LAYOUTS, OPERATORS, translations
 _MOST_BYTES = 2**31 - 1
 # Of the largest value of an answer. int8 layers may round an input that lies between two steps the other way.
 _TOLERANCE, _INT8_TOLERANCE = 1e-4, 3e-2
+# float16 is rounded after every layer, and onnxruntime sums in another order.
+_FLOAT16_TOLERANCE = 1e-2
 
 
 @final
@@ -86,7 +88,8 @@ def export_onnx(
 
     Raises:
         MissingPackageError: onnx or onnxscript is not installed, or onnxruntime where `check` asks for it.
-        ModelError: torch cannot export the model, it is sharded, or its answer holds no tensor.
+        ModelError: torch cannot export the model, it is sharded, its answer holds no tensor, or it computes in bfloat16
+            and `check` asks onnxruntime to run that.
         KernelError: a packed layer is of a layout that has no ONNX operator.
         BundleError: onnxruntime answers otherwise than torch, or the file would be larger than 2 GiB.
         FileError: the folder is read-only, or the disk is full; nothing was changed.
@@ -104,11 +107,12 @@ def export_onnx(
             "An example is an input with something in it, a tensor, a tuple or a mapping of tensors; got "
             f"{example!r:.80}."
         )
-    with eval_mode(model), _frozen(model), torch.no_grad():
+    with eval_mode(model), _stand_ins(model), torch.no_grad():
         expected = _tensors(model(*args, **kwargs))
         if not expected:
             raise ModelError(f"{type(model).__name__} answers without a tensor, so there is nothing to export.")
         if check:
+            _require_runnable([*given, *expected.values(), *model.parameters()])
             _require_finite_answers(expected)
         program = _program(model, args, kwargs, dynamic_shapes)
         proto = _translate(program, names, list(expected))
@@ -123,7 +127,7 @@ def export_onnx(
     with atomic_write(goal) as temporary:
         temporary.write_bytes(proto.SerializeToString())
         error = _compare(temporary, {**dict(zip(names, args)), **kwargs}, expected) if check else None
-        _require_close(error, any("Int8" in name for name in nodes))
+        _require_close(error, _tolerance(expected, any("Int8" in name for name in nodes)))
     return OnnxFile(
         goal,
         goal.stat().st_size,
@@ -164,16 +168,28 @@ def _packed_layers(model: nn.Module) -> Iterator[tuple[str, PackedWeight]]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No packed weight requires a gradient inside the block: exporters would ask one of its indices too."""
-    training = [weight for weight in model.parameters() if isinstance(weight, SparseTensor) and weight.requires_grad]
-    for weight in training:
-        weight.requires_grad_(False)
+def _stand_ins(model: nn.Module) -> Iterator[None]:
+    """Other, frozen tensors around the same packed weights inside the block.
+
+    Frozen, because exporters would ask a gradient of the indices too. Others, because torch.export leaves weak
+    references behind, and a module does not move a tensor subclass that has any (`.half()`, `.to(device)`).
+    """
+    held: list[tuple[nn.Module, str, Any]] = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module._parameters.items()
+        if isinstance(weight, SparseTensor)
+    ]
+    made: dict[int, nn.Parameter] = {}
     try:
+        for module, name, weight in held:
+            # Tied weights stay tied.
+            made.setdefault(id(weight), nn.Parameter(weight.like(weight.packed), requires_grad=False))
+            module._parameters[name] = made[id(weight)]
         yield
     finally:
-        for weight in training:
-            weight.requires_grad_(True)
+        for module, name, weight in held:
+            module._parameters[name] = weight
 
 
 def _call(example: Any) -> tuple[list[str], tuple[Any, ...], dict[str, Any]]:
@@ -309,6 +325,14 @@ def _name_planes(graph: Any, used: list[Any]) -> None:
         entry.name = renamed.get(entry.name, entry.name)
 
 
+def _require_runnable(tensors: Iterable[Tensor]) -> None:
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        raise ModelError(
+            "Exported files are run by onnxruntime on the CPU, which has no bfloat16 kernels, and this model computes "
+            "in bfloat16. Export it after `.float()` or `.half()`, or with `check=False` for a runtime that has them."
+        )
+
+
 def _require_finite_answers(expected: Mapping[str, Tensor]) -> None:
     """Examples are judged by their answers: a mask of minus infinity is a good input."""
     strange = next((name for name, tensor in expected.items() if not bool(torch.isfinite(tensor).all())), None)
@@ -339,8 +363,12 @@ def _compare(path: Path, inputs: Mapping[str, Any], expected: Mapping[str, Tenso
     return float(worst)
 
 
-def _require_close(error: float | None, rounds: bool) -> None:
-    allowed = _INT8_TOLERANCE if rounds else _TOLERANCE
+def _tolerance(expected: Mapping[str, Tensor], rounds: bool) -> float:
+    half = any(tensor.dtype == torch.float16 for tensor in expected.values())
+    return max(_INT8_TOLERANCE if rounds else _TOLERANCE, _FLOAT16_TOLERANCE if half else 0.0)
+
+
+def _require_close(error: float | None, allowed: float) -> None:
     # NaN is no answer either.
     if error is not None and not error <= allowed:
         raise BundleError(

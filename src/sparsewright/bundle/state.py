@@ -17,6 +17,7 @@ from ..core import (
     Unstructured,
     ValueType,
     require_finite,
+    require_plan,
     require_whole,
 )
 from ..layouts import PackedWeight, choose_layout, float_layout, infer_pattern, layouts, pack
@@ -91,6 +92,7 @@ def flatten(model: nn.Module, plan: Plan | None, half: bool) -> ModelState:
         ModelError: dropped weights of a masked layer are not zero any more, or a tensor is sharded.
     """
     state = ModelState()
+    require_plan(plan)
     planned = dict(plan.layers) if plan is not None else {}
     masked = {weight_name(ref.name): ref for ref in find_layers(model) if ref.get_mask() is not None}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

@@ -24,9 +24,9 @@ from .machine import instruction_set, vector_lanes
 from .modules import require_module
 from .numeric import is_number, is_whole, require_finite
 from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
-from .plan import VALUE_BITS, LayerPlan, Plan, ValueType
+from .plan import VALUE_BITS, LayerPlan, Plan, ValueType, require_plan
 from .registry import Registry, RegistryError
-from .sharded import is_distributed, require_whole
+from .sharded import is_distributed, require_whole, require_whole_model
 from .stats import LayerStats
 
 __all__ = [
@@ -71,7 +71,9 @@ __all__ = [
     "is_whole",
     "require_finite",
     "require_module",
+    "require_plan",
     "require_whole",
+    "require_whole_model",
     "suggest",
     "vector_lanes",
     "write_json",

@@ -221,3 +221,12 @@ class Plan:
             if chosen is not None:
                 planned[name] = chosen
         return Plan(planned)
+
+
+def require_plan(plan: object) -> None:
+    """Raise PlanError unless it is a plan, or None."""
+    if plan is not None and not isinstance(plan, Plan):
+        raise PlanError(
+            f"A plan says what each layer gets, layer name -> LayerPlan, got {plan!r:.80}. Pass the one that sparsify_ "
+            "or search returned (`.plan`), or none: the patterns stand beside the masks."
+        )

@@ -2,7 +2,7 @@
 
 import sys
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ModelError
 
@@ -22,7 +22,13 @@ def require_whole(tensor: Tensor, name: str) -> None:
     """
     if is_distributed(tensor):
         raise ModelError(
-            f"Weights are sparsified, packed, saved and exported whole, but {name or 'the model'} is a sharded DTensor "
-            "(fully_shard). Do it before fully_shard, or load torch.distributed.checkpoint.state_dict."
+            f"Weights are sparsified, packed, timed, saved and exported whole, but {name or 'the model'} is a sharded "
+            "DTensor (fully_shard). Do it before fully_shard, or load torch.distributed.checkpoint.state_dict."
             "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) into an unsharded model first."
         )
+
+
+def require_whole_model(model: nn.Module) -> None:
+    """Raise ModelError where any weight of the model lies in parts on several processes."""
+    for name, parameter in model.named_parameters():
+        require_whole(parameter, name)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..core import AbstractPattern, Plan, ValueType, parse_pattern
-from ..models import layers
+from ..models import eval_mode, layers
 from ..solvers import solve_mask
 from .model_time import ModelTime, fitted, run_model
 from .pack import pack_
@@ -51,14 +51,14 @@ def calibrated(
         The same with scaled layers; total times stay. Where no layer takes the pattern, all stays as it is.
     """
     rule = parse_pattern(pattern)
-    names = [name for name, layer in next(iter(times.values())).layers.items() if not target.can_run(rule, layer.shape)]
+    packs = {ref.name for ref in layers(model) if ref.runs_packed and value_dtype in ref.view.value_types}
+    timed = next(iter(times.values())).layers
+    names = [name for name, layer in timed.items() if name in packs and not target.can_run(rule, layer.shape)]
     packed = _packed_copy(model, names, rule, value_dtype)
     if packed is None:
         return dict(times)
     found = {}
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for label, time in times.items():
             dense_call, packed_call = _calls(model, packed, inputs[label])
             samples = interleave(
@@ -66,8 +66,6 @@ def calibrated(
             )
             measured = 1.0 - 1.0 / speedup(samples["packed"], samples["dense"]).value
             found[label] = _scaled(time, names, rule, value_dtype, target, measured)
-    finally:
-        model.train(training)
     return found
 
 

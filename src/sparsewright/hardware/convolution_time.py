@@ -7,12 +7,11 @@ padding, for which dense libraries have code of their own.
 from collections.abc import Sequence
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from ..layouts import PackedWeight
 from ..models import LayerRef
-from .model_time import run_model
+from .model_time import require_runs
 from .timing import interleave, speedup
 
 # A few dozen rounds of layers of a millisecond or less.
@@ -28,6 +27,9 @@ class ConvolutionTimer:
         batch: one input, see `run_model`.
         refs: layers of the model; those that are no convolutions are left out.
         threads: intra-op threads of the timing.
+
+    Raises:
+        DataError: the model does not run on the batch.
     """
 
     def __init__(self, model: nn.Module, batch: Any, refs: Sequence[LayerRef], threads: int = 1) -> None:
@@ -36,13 +38,9 @@ class ConvolutionTimer:
         handles = [
             ref.module.register_forward_pre_hook(self._remember(ref.name)) for ref in refs if ref.kind == "conv2d"
         ]
-        training = model.training
-        model.eval()
         try:
-            with torch.inference_mode():
-                run_model(model, batch)
+            require_runs(model, batch)
         finally:
-            model.train(training)
             for handle in handles:
                 handle.remove()
 

@@ -16,7 +16,7 @@ from .cold_start import ColdStart, cold_start
 from .energy import joules_per_call, package_counters
 from .energy_windows import EnergyWindow, energy_window
 from .fingerprint import this_machine
-from .model_time import run_model
+from .model_time import require_runs, run_model
 from .profile import now
 from .rivals import TORCH_FP32, Rival, build_rivals, weight_bytes
 from .timing import Samples, check_timing, interleave, speedup, torch_threads
@@ -145,7 +145,9 @@ def measure(
         One row per candidate; rivals that could not be built have a row with the reason.
 
     Raises:
-        ModelError: rivals are asked for, but the model is packed and no dense model is given; or a model is no module.
+        ModelError: rivals are asked for, but the model is packed and no dense model is given; a model is no module,
+            or its weights lie in parts on several processes (`fully_shard`).
+        DataError: a model does not run on the batch.
         ProfileError: threads, rounds or seconds are no numbers to time by.
     """
     require_module(model)
@@ -162,6 +164,8 @@ def measure(
     candidates: dict[str, nn.Module] = {} if dense is None else {TORCH_FP32: dense}
     if model is not dense:
         candidates[OURS] = model
+    for candidate in candidates.values():
+        require_runs(candidate, batch)
     built = _built(rivals, dense, batch, folder, threads, source)
     candidates.update({rival.name: rival.model for rival in built if rival.model is not None})
     samples = _timed(candidates, batch, threads, seconds, rounds)
@@ -196,6 +200,8 @@ def _built(
 ) -> list[Rival]:
     if rivals is None or dense is None:
         return []
+    if not isinstance(rivals, Iterable):
+        raise ModelError(f"Rivals are names, 'all', or rivals built before, got {rivals!r}. Pass rivals='all', say.")
     given = [rivals] if isinstance(rivals, str) else list(rivals)
     ready = [rival for rival in given if isinstance(rival, Rival)]
     names = [name for name in given if isinstance(name, str)]

@@ -14,7 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core import AbstractPattern, Dense, ModelError, ProfileError, ValueType
+from ..core import (
+    AbstractPattern,
+    DataError,
+    Dense,
+    ModelError,
+    ProfileError,
+    SparsewrightError,
+    ValueType,
+    require_module,
+    require_whole_model,
+)
+from ..models import eval_mode, quiet
 from .target import AbstractTarget
 from .timing import interleave, torch_threads
 
@@ -139,6 +150,43 @@ def run_model(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
+def require_runs(model: nn.Module, batch: Any) -> None:
+    """Run a model once before it is timed, so that what it cannot take is told in one sentence.
+
+    Args:
+        model: in any mode; left in it. What it makes at its first run (lazy weights, cached tables) can be trained on
+            later, which would not hold had timing's inference mode come first.
+        batch: one input, see `run_model`.
+
+    Raises:
+        ModelError: no module, or its weights lie in parts on several processes.
+        DataError: the model does not run on the batch.
+    """
+    require_module(model)
+    require_whole_model(model)
+    with quiet(model):
+        try:
+            run_model(model, batch)
+        except SparsewrightError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"A model is timed on one input that it takes (a mapping by name, a tuple by position, a tensor), but "
+                f"{type(model).__name__} given {_in_words(batch)} raised {type(error).__name__}: {error}. Pass what "
+                "you would call the model with."
+            ) from error
+
+
+def _in_words(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"{{{', '.join(f'{name}: {_in_words(value)}' for name, value in batch.items())}}}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(map(_in_words, batch))})"
+    if isinstance(batch, Tensor):
+        return f"a {str(batch.dtype).removeprefix('torch.')} tensor {tuple(batch.shape)}"
+    return f"{batch!r:.80}"
+
+
 def time_model(
     model: nn.Module,
     batch: Any,
@@ -161,12 +209,12 @@ def time_model(
         seconds: about how long to measure.
 
     Raises:
-        ModelError: a named layer is never called.
+        ModelError: a named layer is never called, or see `require_runs`.
+        DataError: the model does not run on the batch.
     """
+    require_runs(model, batch)
     inside = _Inside(modules, shapes, threads)
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
 
         def whole() -> object:
             return run_model(model, batch)
@@ -176,8 +224,6 @@ def time_model(
                 return inside.whole(lambda: run_model(model, batch))
 
         samples = interleave({"model": whole, "hooked": hooked}, threads=threads, rounds=rounds, seconds=seconds)
-    finally:
-        model.train(training)
     total_s = samples["model"].median
     return ModelTime(total_s, inside.layers(total_s), threads)
 

@@ -19,6 +19,7 @@ from ..core import (
     ProfileError,
     ValueType,
     is_whole,
+    require_plan,
     suggest,
 )
 from ..models import LayerRef, drop_mask, layers
@@ -90,8 +91,9 @@ def pack_(
 
     Raises:
         ModelError: nothing is masked, or dropped weights are not zero any more.
-        PlanError: the plan's pattern does not hold for a layer's mask, or `tokens` counts no rows.
+        PlanError: the plan's pattern does not hold for a layer's mask, `plan` is no plan, or `tokens` counts no rows.
     """
+    require_plan(plan)
     counts = _token_counts(tokens)
     apply_calibration_once()
     machine = None if force else load_target(target)
@@ -195,7 +197,10 @@ def _make(
     if not ref.runs_packed:
         return _kept(ref, layer, None, f"no packed kernel for {ref.kind} layers in this release: mask only"), None
     if layer.value_dtype not in ref.view.value_types:
-        return _kept(ref, layer, None, f"{ref.kind} layers have no kernel for {layer.value_dtype} values"), None
+        taken = " or ".join(ref.view.value_types)
+        return _kept(
+            ref, layer, None, f"{ref.kind} layers have no kernel for {layer.value_dtype} values: ask for {taken}"
+        ), None
     reasons = machine.can_run(layer.pattern, ref.shape) if machine is not None else layer.pattern.why_not(ref.shape)
     if reasons:
         return _kept(ref, layer, None, "; ".join(reasons)), None

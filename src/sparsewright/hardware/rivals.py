@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from ..core import MissingPackageError, ModelError, SparsewrightError, suggest
+from ..core import MissingPackageError, ModelError, SparsewrightError, require_whole_model, suggest
 from .int8 import dynamic_int8
 
 TORCH_FP32 = "torch fp32"
@@ -134,8 +134,9 @@ def build_rivals(
         One rival per name; those that cannot be built carry the reason.
 
     Raises:
-        ModelError: an unknown name.
+        ModelError: an unknown name, or a dense model whose weights lie in parts on several processes.
     """
+    require_whole_model(dense)
     wanted = list(BUILDERS) if names == "all" else [names] if isinstance(names, str) else list(names)
     rivals = []
     for name in wanted:

@@ -3,8 +3,10 @@
 from .sparse_conv import conv2d, reference_conv2d, which_conv2d, why_not_conv2d
 from .sparse_linear import (
     AbstractLinear,
+    Activation,
     OnMissing,
     Sharing,
+    check_activation,
     check_tokens,
     count_dense_run,
     dense_runs,
@@ -24,8 +26,10 @@ from .sparse_linear import (
 
 __all__ = [
     "AbstractLinear",
+    "Activation",
     "OnMissing",
     "Sharing",
+    "check_activation",
     "check_tokens",
     "conv2d",
     "count_dense_run",

@@ -142,6 +142,9 @@ class Int8(AbstractLayout):
     def unpack(self, packed: PackedWeight) -> Tensor:
         """Bytes times scales, float32."""
         of = packed.tensors
+        if packed.device.type == "meta":
+            # Which slots are kept stands in the columns, and these have no content there.
+            return torch.empty(packed.shape, dtype=torch.float32, device="meta")
         return unpack_operand(of["values"], of["columns"], of["pointers"], of["scale"], *packed.shape)
 
     def to_storage(self, packed: PackedWeight) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What a packed weight does under torch's functions and operators: products, copies, moves, turns."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from .lower_precision import forget_widened
 from .lower_precision import multiply as multiply_frozen
 from .packed_input import packed_input
 from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, copy_packed, needs_dense
-from .trainable import train_product
+from .trainable import train_product, why_not_trainable
 
 aten = torch.ops.aten
 
@@ -127,7 +128,7 @@ def _must_not_train(func: Any, *weights: Any) -> None:
     if torch.is_grad_enabled() and any(type(w) is SparseTensor and w.requires_grad for w in weights):
         raise KernelError(
             f"{func} reached a packed weight in training past F.linear, so that its gradient would be dense. "
-            "Call F.linear, addmm or matmul from Python, or freeze the weight."
+            "Call F.linear, addmm or matmul from Python and outside of torch.func, or freeze the weight."
         )
 
 
@@ -192,8 +193,8 @@ def _to_copy(
     non_blocking: bool = False,
     memory_format: Any = None,
 ) -> SparseTensor:
-    """Move, and see as another dtype. 16-bit dtypes store the values so, unless they are int8; float32 leaves 16-bit
-    values."""
+    """Move, and see as another dtype. 16-bit dtypes store the values so, unless they are int8; float32 leaves float16
+    values, which the kernels read, and widens bfloat16 ones, which they do not."""
     packed = tensor.packed
     if dtype is not None and dtype not in _SEEN_AS:
         raise KernelError(
@@ -202,10 +203,17 @@ def _to_copy(
         )
     if dtype in (torch.float16, torch.bfloat16) and packed.value_dtype not in (dtype, torch.int8):
         packed = _with_values(packed, dtype)
+    if dtype in (torch.float32, torch.float64) and packed.value_dtype == torch.bfloat16:
+        packed = _with_values(packed, torch.float32)
     moved = packed if device is None else copy_packed(packed, lambda inner: inner.to(device))
     # `.to(copy=True)` and deep moves promise new memory.
     fresh = copy_packed(moved, Tensor.clone) if moved is tensor.packed else moved
-    return tensor.like(fresh, dtype=dtype)
+    changed = tensor.like(fresh, dtype=dtype)
+    if tensor.is_leaf and tensor.requires_grad and dtype not in (None, tensor.dtype) and why_not_trainable(changed):
+        warnings.warn(
+            f"A packed weight that trained is frozen from now on: {why_not_trainable(changed)}.", stacklevel=2
+        )
+    return changed
 
 
 def _with_values(packed: PackedWeight, dtype: torch.dtype) -> PackedWeight:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..core import KernelError
 from ..kernels import linear as multiply_float32
 from ..layouts import PackedWeight
 from .sparse_tensor import SparseTensor, copy_packed
@@ -25,7 +26,7 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     """`x @ W.T + bias`, whichever way round the weight is seen.
 
     Args:
-        x: `(..., in)` float32, or float16 or bfloat16 where the weight is seen as that.
+        x: `(..., in)` in the dtype that the weight is seen as: float32, float16 or bfloat16.
         weight: frozen.
         bias: `(out,)` in the dtype of x, or None.
 
@@ -37,14 +38,22 @@ def multiply(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
 
 def run_widened(run: Callable[..., Tensor], x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor:
     """`run(x, packed weight, bias)`, in float32 and rounded once where x and the weight are of one 16-bit dtype."""
-    if torch.is_autocast_enabled("cpu") and weight.dtype in _LOWER and weight.packed.device.type == "cpu":
+    packed, seen_as = weight.packed, weight.seen_as
+    if torch.is_autocast_enabled("cpu"):
         # `run` casts x and bias itself.
-        return run(x, _runnable(weight.packed), bias)
-    if x.dtype not in _LOWER or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
-        return run(x, weight.packed, bias)
+        return run(x, _runnable(packed) if seen_as in _LOWER and packed.device.type == "cpu" else packed, bias)
+    if seen_as is torch.float32:
+        return run(x, packed, bias)
+    if x.dtype is not seen_as and packed.device.type == "cpu":
+        raise KernelError(
+            f"This layer was moved to {seen_as} and takes inputs of that dtype, got x of {x.dtype}. Cast x, or move "
+            "the layer back with `.float()`."
+        )
+    if x.dtype not in _LOWER or x.dtype is not seen_as:
+        return run(x, packed, bias)
     if bias is not None and bias.dtype == x.dtype:
         bias = bias.float()
-    return run(x.float(), _runnable(weight.packed), bias).to(x.dtype)
+    return run(x.float(), _runnable(packed), bias).to(x.dtype)
 
 
 def forget_widened(packed: PackedWeight) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from ..core import AbstractPattern, ModelError, require_module
+from ..core import AbstractPattern, ModelError, require_module, require_whole
 from .names import by_name
 from .sparse_format import COO, DENSE, SparseFormat, format_of
 from .sparse_tensor import SparseTensor, as_parameter
@@ -150,6 +150,7 @@ def _mark_weight(marks: Marks, name: str, owners: Mapping[str, _Owner], fmt: Spa
     parameter = owner.parameter
     if isinstance(parameter, SparseTensor):
         raise ModelError(f"{name} is packed already. Mark it before it is packed.")
+    require_whole(parameter, name)
     tied = {other: held for other, held in owners.items() if held.parameter is parameter}
     for other, held in tied.items():
         if parametrize.is_parametrized(held.module, held.attribute):
@@ -226,6 +227,7 @@ def _mark_weight_gradient(marks: Marks, name: str, owner: _Owner, fmt: SparseFor
     parameter = owner.parameter
     if not parameter.requires_grad:
         raise ModelError(f"{name} gets no gradient: it does not require one. Call requires_grad_() first.")
+    require_whole(parameter, name)
     values = SparseFormat(fmt.inline, fmt.temporary, fmt.external)
     turned = owner.is_turned
 

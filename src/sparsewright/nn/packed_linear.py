@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import KernelError
-from ..kernels import forget_dense_runs, linear, operators
+from ..kernels import Activation, check_activation, forget_dense_runs, linear, operators
 from ..layouts import PackedWeight
 
 _PREFIX = "packed_"
@@ -15,7 +15,7 @@ _PREFIX = "packed_"
 
 @final
 class PackedLinear(nn.Module):
-    """`x @ W.T + bias` with a packed W.
+    """`activation(x @ W.T + bias)` with a packed W.
 
     Optimizers, `state_dict`, DDP and FSDP see plain tensors named `packed_<name>`.
 
@@ -24,15 +24,26 @@ class PackedLinear(nn.Module):
         bias: `(out,)`, or None.
         trainable: names of floating-point tensors of W that become parameters; the operator of the layout must be
             differentiable in them. The others become buffers.
+        activation: `relu`, `gelu` (its exact form) or `gelu_tanh`, which takes the place of a module behind this one
+            and costs no pass over memory of its own: the kernels apply it while outputs are near. None: nothing.
 
     Raises:
-        KernelError: a name is none of W's tensors, or is not floating point.
+        KernelError: a name is none of W's tensors, or is not floating point; or an unknown activation.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, packed: PackedWeight, bias: Tensor | None = None, trainable: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        packed: PackedWeight,
+        bias: Tensor | None = None,
+        trainable: Sequence[str] = (),
+        activation: Activation | None = None,
+    ) -> None:
         super().__init__()
+        if activation is not None:
+            check_activation(activation)
+        self.activation = activation
         operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
         unable = [
             name for name in trainable if name not in packed.tensors or not packed.tensors[name].is_floating_point()
@@ -77,9 +88,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""
-        return linear(x, self.packed, self.bias)
+        return linear(x, self.packed, self.bias, self.activation)
 
     def extra_repr(self) -> str:
-        """Layout, pattern and shape."""
+        """Layout, pattern, shape and activation."""
         layout, pattern, shape, value_dtype = self._about
-        return f"{pattern}, shape={shape}, layout={layout!r}, values={value_dtype}"
+        behind = f", activation={self.activation!r}" if self.activation else ""
+        return f"{pattern}, shape={shape}, layout={layout!r}, values={value_dtype}{behind}"

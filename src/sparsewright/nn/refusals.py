@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import KernelError
-from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor
+from ..kernels import missing_choice
+from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor, serve_dense
 
 aten = torch.ops.aten
 
@@ -21,6 +22,16 @@ def _refuse_cut(func: Any, *args: Any, **kwargs: Any) -> NoReturn:
         f"Packed parameters are not sharded, every process holds them whole, but {func} would cut one. "
         "Keep them out: fully_shard(model, ignored_params=sparsewright.nn.packed_parameters(model)); "
         "or shard and train the masked model, and pack it afterwards."
+    )
+
+
+def _view(func: Any, tensor: SparseTensor, *sizes: Any) -> Any:
+    # What DistributedDataParallel asks of every parameter that it sends around.
+    if missing_choice() == "dense":
+        return serve_dense(func, (tensor, *sizes), {})
+    raise KernelError(
+        f"{func} would lay a packed weight out densely. For DistributedDataParallel, wrap the model with "
+        "sparsewright.training.data_parallel(model), which shares kept values only; elsewhere call `.dense()` first."
     )
 
 
@@ -40,4 +51,5 @@ for _cut in (
     aten.as_strided.default,
 ):
     OPERATORS[_cut] = _refuse_cut
+OPERATORS[aten.view.default] = _view
 FUNCTIONS[Tensor.storage] = _refuse_storage

@@ -42,6 +42,8 @@ class SparseTensor(Tensor):
     packed: PackedWeight
     transposed: bool
     view_shape: tuple[int, ...] | None
+    # Its dtype, which to ask of the tensor itself takes longer than a small kernel.
+    seen_as: torch.dtype
 
     @staticmethod
     def __new__(
@@ -76,6 +78,7 @@ class SparseTensor(Tensor):
         view_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.transposed = transposed
+        self.seen_as = dtype
         self.view_shape = None if view_shape is None else tuple(view_shape)
         self.hold(packed)
 
@@ -176,6 +179,11 @@ def _unserved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
     """An operator without a handler: dense where that was asked for, counted; else the error that shows a handler."""
     if missing_choice() != "dense" or func._schema.is_mutable:
         raise needs_dense(str(func), f" To add a kernel, fill this in:\n\n{handler_stub(func)}")
+    return serve_dense(func, args, kwargs)
+
+
+def serve_dense(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator with every packed argument unpacked, counted."""
 
     def opened(item: Any) -> Any:
         if not isinstance(item, SparseTensor):
@@ -221,8 +229,8 @@ def as_parameter(tensor: SparseTensor, trainable: bool = False) -> SparseTensor:
 
     Args:
         tensor: what the module is to hold.
-        trainable: whether its kept values get a gradient (layout `vector`, float32 values; see `train_packed_`);
-            gradients flow to the inputs of its layer either way.
+        trainable: whether its kept values get a gradient (layout `vector`, float32 values; what cannot train stays
+            frozen, see `train_packed_`); gradients flow to the inputs of its layer either way.
     """
     operators.names()  # plug-ins are read here, because torch.compile cannot read them while it traces
     forget_dense_runs(tensor.packed)

@@ -21,7 +21,7 @@ from ..kernels.sparse_linear.operand import kept_per_8
 from ..kernels.sparse_linear.operators import able_operator, run_operator
 from ..kernels.sparse_linear.transforms import check_eager, refuse_nested
 from ..layouts import PackedWeight
-from .sparse_tensor import OPERATORS, SparseTensor
+from .sparse_tensor import FUNCTIONS, OPERATORS, SparseTensor
 
 # How many an operator is asked about where nobody knows yet: more than one.
 _TOKENS = 2
@@ -66,12 +66,29 @@ def why_not_trainable(tensor: SparseTensor) -> str:
         reason = why_not_by_operator(packed)
         if reason:
             return reason
-    if packed.value_dtype != torch.float32 or tensor.dtype != torch.float32:
-        held = packed.value_dtype if packed.value_dtype != torch.float32 else tensor.dtype
-        return f"{held} values are too coarse to train; pack it with float32 values"
+    if packed.value_dtype != torch.float32:
+        return f"packed weights train in float32, it has {packed.value_dtype} values; pack it with float32 values"
+    if tensor.dtype != torch.float32:
+        return f"packed weights train in float32, it is seen as {tensor.dtype}; call .float() on the model"
     if packed.layout == "vector" and packed.device.type not in ("cpu", "meta"):
         return f"the gradient kernels run on the CPU, it is on {packed.device}; move it there"
     return ""
+
+
+def _requires_grad(tensor: SparseTensor, wanted: bool = True) -> SparseTensor:
+    """Let it train or freeze it, as torch does; what cannot train stays frozen.
+
+    `load_state_dict(assign=True)` and `model.requires_grad_()` ask this of every parameter alike: it is no wish to
+    train an int8 weight, which would then refuse every forward. `train_packed_` tells who cannot, and why.
+    """
+    able = bool(wanted) and not why_not_trainable(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        tensor.requires_grad_(able)
+    return tensor
+
+
+FUNCTIONS[Tensor.requires_grad_] = _requires_grad
+FUNCTIONS[Tensor.requires_grad.__set__] = _requires_grad  # type: ignore[attr-defined]
 
 
 def why_not_by_operator(packed: PackedWeight) -> str:
@@ -124,6 +141,9 @@ def _by_operator(x: Tensor, weight: SparseTensor, bias: Tensor | None) -> Tensor
         raise no_kernel(why_not(packed, x.numel() // packed.shape[1]), packed)
     held = with_values(packed, torch.ops.sparsewright.kept_values(weight))
     if not torch.is_autocast_enabled("cpu"):
+        for given, tensor in (("x", x), ("bias", bias)):
+            if tensor is not None and tensor.dtype != torch.float32:
+                raise KernelError(f"Packed weights train in float32, got {given} of {tensor.dtype}. Cast it.")
         return run_operator(name, x, held, bias)
     with torch.autocast("cpu", enabled=False):
         y = run_operator(name, as_float32(x), held, as_float32(bias))

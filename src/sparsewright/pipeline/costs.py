@@ -56,6 +56,7 @@ def cost_stage(session: Session) -> dict[str, Any]:
             rest_bytes=float(dense_bytes * (everything - in_layers)),
             dense_value_dtype=recipe.save.dense,
             stored_value_dtype=recipe.save.values,
+            kernel_value_dtypes={layer.name: layer.view.value_types for layer in session.candidates},
         )
         tables[name] = table_to_data(table)
     return {"times": {label: time_to_data(time) for label, time in here.items()}, "tables": tables}

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from torch import nn
 
-from ..core import AbstractPattern, BudgetError, ModelError, Plan, ValueType
+from ..core import AbstractPattern, BudgetError, ModelError, Plan, ValueType, require_module, require_whole_model
 from ..hardware import (
     AbstractTarget,
     ModelTime,
@@ -158,13 +158,23 @@ def search(
 
     Raises:
         BudgetError: no plan fits, naming the tightest value; or a quality budget without `evaluate`.
-        ModelError: no layer takes part.
+        ModelError: no layer takes part, or weights lie in parts on several processes (`fully_shard`).
+        DataError: the model does not run on a batch.
     """
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"A search runs under a budget, got {budget!r:.80}. Pass Budget(speedup=1.5), say.")
     if budget.max_quality_drop is not None and evaluate is None and plan_evaluator is None:
         raise BudgetError("A quality budget needs evaluate=(model) -> float. Pass it, or bound speed or size instead.")
-    refs = [ref for ref in layers(model, include, exclude) if not ref.skipped_reason]
+    require_module(model)
+    require_whole_model(model)
+    found = layers(model, include, exclude)
+    refs = [ref for ref in found if not ref.skipped_reason]
     if not refs:
-        raise ModelError("No layer of this model takes part, so there is nothing to search.")
+        why = "; ".join(dict.fromkeys(ref.skipped_reason for ref in found)) or "it has no linear layer"
+        raise ModelError(
+            f"No layer of this model takes part, so there is nothing to search: {why}. Name others with include=, or "
+            "leave this model dense."
+        )
     machine = load_target(target)
     inputs = dict(batches) if batches else {"calibration batch": _first_input(batches_of(data, model))}
     table = costs_of(model, refs, machine, inputs, patterns or CPU_PATTERNS, value_dtypes, threads=threads)
@@ -242,6 +252,7 @@ def costs_of(
         value_dtypes,
         rest_bytes=width * (parameters - inside),
         dense_value_dtype=dense_value_dtype,
+        kernel_value_dtypes={ref.name: ref.view.value_types for ref in refs},
         minutes=minutes,
     )
 

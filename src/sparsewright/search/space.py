@@ -152,6 +152,7 @@ def cost_table(
     rest_bytes: float = 0.0,
     dense_value_dtype: ValueType = "fp32",
     stored_value_dtype: ValueType | None = None,
+    kernel_value_dtypes: Mapping[str, Sequence[ValueType]] | None = None,
     minutes: float | None = 1.5,
 ) -> CostTable:
     """Cost every choice of every layer.
@@ -164,6 +165,8 @@ def cost_table(
         rest_bytes: bytes outside the layers.
         dense_value_dtype: how dense layers are stored in the file (fp16 halves them at no time).
         stored_value_dtype: how the file stores sparse values; None: as they run.
+        kernel_value_dtypes: layer -> value types that its kernels take (convolutions take no int8); a layer that is not
+            named takes all.
         minutes: about how long a measuring target may take.
 
     Returns:
@@ -189,6 +192,10 @@ def cost_table(
         rows: dict[Choice, list[float]] = {dense: [time.layers[name].seconds for time in times.values()]}
         why = []
         for choice in wanted:
+            taken = (kernel_value_dtypes or {}).get(name)
+            if taken is not None and choice.value_dtype not in taken:
+                why.append(f"{choice.text}: its kernels take {' and '.join(taken)} values only")
+                continue
             said = target.can_run(choice.pattern, shape)
             smaller = choice.size_bytes(shape, stored_value_dtype) < dense.size_bytes(shape)
             try:

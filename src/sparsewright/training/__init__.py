@@ -1,11 +1,12 @@
 """Floor 8: give back by training what sparsity took."""
 
-from .distributed import GradientTraffic, KeptGradients, data_parallel, kept_gradients_hook
+from .distributed import KeptGradients, data_parallel, kept_gradients_hook
 from .keep_masks import KeptMasks, keep_masks_
 from .losses import AbstractDistillation, Answer, distillations
 from .masked_weights import MaskedWeight, masked_weights
 from .reconstruct import LayerFit, reconstruct
 from .recover import Recovery, recover
+from .traffic import GradientTraffic
 
 __all__ = [
     "AbstractDistillation",

@@ -1,12 +1,12 @@
-"""Data parallel training of a masked model: only the gradients of kept weights travel.
+"""Data parallel training of a masked or packed model: only the gradients of kept weights travel.
 
 The masks are the same on every process and known to all of them, so a gradient needs no index: its kept values are
 gathered into one row, reduced, and put back. Compare torch's default hook, which reduces the zeros as well.
 """
 
 import hashlib
+import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -19,6 +19,8 @@ from ..core import ModelError
 from ..models import MASK
 from ..nn import SparseTensor
 from .masked_weights import MaskedWeight, MaskStamp, masked_weights
+from .packed_gradients import PackedGradients
+from .traffic import GradientTraffic
 
 if TYPE_CHECKING:
     GradBucket = Any
@@ -28,39 +30,29 @@ else:
 
 
 @final
-@dataclass
-class GradientTraffic:
-    """Bytes of one parameter's gradient that this process handed to all-reduce so far.
-
-    Attributes:
-        sent_bytes: what travelled.
-        dense_bytes: what torch's default hook would have sent.
-    """
-
-    sent_bytes: int = 0
-    dense_bytes: int = 0
-
-
-@final
 class KeptGradients:
     """State of `kept_gradients_hook`: which gradients are masked, and how many bytes were sent.
 
     Args:
-        model: masked; before or after it is wrapped in DDP. Its masks must be the same on every process.
+        model: masked, or packed and in training; before or after it is wrapped in DDP. Its masks must be the same on
+            every process.
         group: the processes that share gradients; None: all.
 
     Attributes:
         traffic: parameter name -> bytes, filled as gradients are reduced; masked parameters and all others.
 
     Raises:
-        ModelError: no layer is masked, or the masks differ between processes.
+        ModelError: no layer is masked and no packed weight trains, or the masks differ between processes.
     """
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         self.group = dist.group.WORLD if group is None else group
         self._weights = {id(weight.parameter): weight for weight in masked_weights(model)}
-        if not self._weights:
-            raise ModelError("No layer of this model is masked, so DDP has nothing to leave out. Call sparsify_ first.")
+        if not self._weights and not trained_packed(model):
+            raise ModelError(
+                "No layer of this model is masked, and no packed weight trains, so DDP has nothing to leave out. Call "
+                "sparsify_ first, or train_packed_ after pack_."
+            )
         require_same_everywhere("Masks", (weight.kept for weight in self._weights.values()), self.group)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.traffic: dict[str, GradientTraffic] = {}
@@ -145,40 +137,57 @@ def kept_gradients_hook(state: KeptGradients, bucket: GradBucket) -> Future[Tens
     return reduced
 
 
+def trained_packed(model: nn.Module) -> dict[str, SparseTensor]:
+    """Every packed weight that requires a gradient, by its first name."""
+    parameters: Iterable[tuple[str, Any]] = model.named_parameters()
+    return {name: value for name, value in parameters if isinstance(value, SparseTensor) and value.requires_grad}
+
+
 def data_parallel(model: nn.Module, **options: Any) -> tuple[DistributedDataParallel, KeptGradients]:
-    """Wrap a masked model in DDP so that only kept gradients travel, and neither masks nor packed weights do.
+    """Wrap a masked or packed model in DDP so that only kept gradients travel, and neither masks nor packed weights do.
 
     By default DDP sends every buffer at every forward pass, masks among them, and every parameter once, which packed
-    ones do not survive. Both are equal on all processes already, which is checked here.
+    ones do not survive. Both are equal on all processes already, which is checked here. Packed weights that train share
+    the gradients of their kept values when a backward pass ends (`PackedGradients`), `no_sync()` holds for them too.
 
     Args:
-        model: after `sparsify_`; some of its layers may be packed, and frozen, as long as others are masked.
+        model: after `sparsify_`, or after `pack_` and `train_packed_`, or some layers so and some otherwise.
         options: for `DistributedDataParallel`, for instance `process_group` or `gradient_as_bucket_view`.
 
     Returns:
         The wrapped model, and the hook's state, whose `traffic` counts bytes.
 
     Raises:
-        ModelError: no layer is masked, a packed weight requires gradients, or masks or packed weights differ between
-            processes.
+        ModelError: no layer is masked and no packed weight trains, nothing else than packed weights trains, or masks or
+            packed weights differ between processes.
     """
     parameters: Iterable[tuple[str, Any]] = model.named_parameters()
     packed = {name: value for name, value in parameters if isinstance(value, SparseTensor)}
-    trained = next((name for name, value in packed.items() if value.requires_grad), None)
-    if trained is not None:
+    trained = trained_packed(model)
+    if trained and not any(value.requires_grad for value in model.parameters() if not isinstance(value, SparseTensor)):
         raise ModelError(
-            f"DDP shares no gradients of packed weights, but {trained} requires them. "
-            "Freeze it with requires_grad_(False), or train the masked model and pack it afterwards."
+            "DDP wraps models that train something beside packed weights, a bias or a norm say, and this one does not. "
+            "Let one of them require a gradient."
         )
     state = KeptGradients(model, options.get("process_group"))
     inner = (tensor for value in packed.values() for tensor in value.packed.tensors.values())
     require_same_everywhere("Packed weights", inner, state.group)
     own = [name for name, _ in model.named_buffers() if name.rpartition(".")[2] == MASK]
+    # A tied weight is left out under each of its names.
+    names = [name for name, value in model.named_parameters(remove_duplicate=False) if isinstance(value, SparseTensor)]
     before = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [*before, *own, *packed])
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [*before, *own, *names])
     wrapped = DistributedDataParallel(model, **options)
     wrapped.register_comm_hook(state, kept_gradients_hook)
+    if trained:
+        # Weak, so that the hooks of a model that is wrapped again do nothing more.
+        alive = weakref.ref(wrapped)
+        PackedGradients(trained, state.group, lambda: _is_due(alive()), state.traffic)
     return wrapped, state
+
+
+def _is_due(wrapped: DistributedDataParallel | None) -> bool:
+    return wrapped is not None and bool(wrapped.require_backward_grad_sync)
 
 
 def require_same_everywhere(what: str, tensors: Iterable[Tensor], group: Any) -> None:

@@ -45,7 +45,8 @@ def no_kernel(said: dict[str, list[str]]) -> KernelError:
     """The error that lists each candidate's reasons."""
     each = "; ".join(f"{name}: {', '.join(against)}" for name, against in said.items())
     return KernelError(
-        f"No kernel runs sparse convolution here. {each}. Pack the weight for it, or leave the layer dense."
+        f"No kernel runs sparse convolution here. {each}. Pack the weight in the layout 'vector' with float32 "
+        "or float16 values and a pattern whose row groups fit, or leave the layer dense."
     )
 
 

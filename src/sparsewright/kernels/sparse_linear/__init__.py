@@ -1,5 +1,6 @@
 """`y = x W^T + b` with a packed weight W."""
 
+from .activations import Activation, check_activation
 from .dispatch import check_tokens, dispatch_table, set_dispatch_table, which, why_not
 from .linear import linear
 from .missing import OnMissing, count_dense_run, dense_runs, forget_dense_runs, missing_choice, on_missing
@@ -9,8 +10,10 @@ from .threads import Sharing, set_sharing
 
 __all__ = [
     "AbstractLinear",
+    "Activation",
     "OnMissing",
     "Sharing",
+    "check_activation",
     "check_tokens",
     "count_dense_run",
     "dense_runs",

@@ -18,23 +18,41 @@ def register_batching(library: torch.library.Library, name: str, *, bias: int | 
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         operator: Callable[..., Tensor] = getattr(torch.ops.sparsewright, name).default
-        if any(dim is not None for place, dim in enumerate(in_dims) if place not in (0, bias)):
-            # Weights that differ have nothing to share.
-            return torch.stack([operator(*_picked(args, in_dims, place)) for place in range(info.batch_size)]), 0
-        given = list(args)
-        added = None
-        if bias is not None and in_dims[bias] is not None:
-            added, given[bias] = given[bias].movedim(in_dims[bias], 0), None
-        if in_dims[0] is not None:
-            given[0] = given[0].movedim(in_dims[0], 0)
-        y = operator(*given)
-        if in_dims[0] is None:
-            y = y.expand(info.batch_size, *y.shape)
-        if added is not None:
-            y = y + added.reshape(added.shape[0], *[1] * (y.dim() - 2), added.shape[1])
-        return y, 0
+        return run_batched(operator, info.batch_size, in_dims, args, bias=bias), 0
 
     torch.library.register_vmap(f"sparsewright::{name}", rule, lib=library)
+
+
+def run_batched(
+    run: Callable[..., Tensor], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...], *, bias: int | None
+) -> Tensor:
+    """What `run(*args)` gives for each entry of the dimension that `torch.vmap` runs over, in one call if it can.
+
+    Args:
+        run: its first argument is `(..., features)`, and so is its result.
+        size: of that dimension.
+        in_dims: where each argument has it, or None.
+        args: whole, with that dimension.
+        bias: as `register_batching` has it.
+
+    Returns:
+        `(size, ..., features)`.
+    """
+    if any(dim is not None for place, dim in enumerate(in_dims) if place not in (0, bias)):
+        # Weights that differ have nothing to share.
+        return torch.stack([run(*_picked(args, in_dims, place)) for place in range(size)])
+    given = list(args)
+    added = None
+    if bias is not None and in_dims[bias] is not None:
+        added, given[bias] = given[bias].movedim(in_dims[bias], 0), None
+    if in_dims[0] is not None:
+        given[0] = given[0].movedim(in_dims[0], 0)
+    y = run(*given)
+    if in_dims[0] is None:
+        y = y.expand(size, *y.shape)
+    if added is not None:
+        y = y + added.reshape(added.shape[0], *[1] * (y.dim() - 2), added.shape[1])
+    return y
 
 
 def _picked(args: tuple[Any, ...], in_dims: tuple[int | None, ...], place: int) -> list[Any]:

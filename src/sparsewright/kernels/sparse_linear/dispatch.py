@@ -105,6 +105,13 @@ def check_tokens(tokens: object) -> None:
         raise KernelError(f"Tokens are the rows of x, a whole number of 0 or more, got {tokens!r}.")
 
 
+def require_packed(packed: object) -> None:
+    """Raise KernelError unless it is a packed weight."""
+    if not isinstance(packed, PackedWeight):
+        advice = "Pass its .packed." if hasattr(packed, "packed") else "Make one with sw.pack."
+        raise KernelError(f"Sparse linear takes a PackedWeight, got {type(packed).__name__}. {advice}")
+
+
 def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
     """What stands against each kernel for this weight and batch.
 
@@ -116,9 +123,10 @@ def why_not(packed: PackedWeight, tokens: int = 1) -> dict[str, list[str]]:
         Kernel name -> reasons; an empty list means that it is able.
 
     Raises:
-        KernelError: `tokens` is no whole number, or below 0.
+        KernelError: `tokens` is no whole number, or below 0; or the weight is no packed one.
     """
     check_tokens(tokens)
+    require_packed(packed)
     return {candidate.name: candidate.why_not(packed, tokens) for candidate in (*CANDIDATES, *registered())}
 
 

@@ -14,7 +14,7 @@ from ..flops import tell_flop_counters
 from .activations import CODES, Activation, apply_activation, check_activation
 from .autocast import as_float32
 from .candidates import CANDIDATES
-from .dispatch import why_not
+from .dispatch import require_packed, why_not
 from .missing import OnMissing, missing_choice, run_dense
 from .no_kernel import no_kernel
 from .op import check_call
@@ -112,9 +112,8 @@ def linear(
 
 
 def _check_types(x: object, packed: object, bias: object) -> None:
-    if not isinstance(packed, PackedWeight):
-        advice = "Pass its .packed." if hasattr(packed, "packed") else "Make one with sw.pack."
-        raise KernelError(f"Sparse linear takes a PackedWeight, got {type(packed).__name__}. {advice}")
+    require_packed(packed)
+    assert isinstance(packed, PackedWeight)
     for name, given in (("x", x), ("bias", bias)):
         if not isinstance(given, Tensor) and not (name == "bias" and given is None):
             raise KernelError(f"Sparse linear takes tensors, got {name} of {type(given).__name__}. Convert it first.")

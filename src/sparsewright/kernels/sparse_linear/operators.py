@@ -7,6 +7,7 @@ the forward itself can be traced.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from ...core import AbstractPattern, KernelError, Registry
 from ...layouts import PackedWeight
+from .batching import run_batched
 from .candidates import AbstractCandidate
+from .transforms import refuse_forward_mode
 
 Gradients = tuple[Tensor, Mapping[str, Tensor]]
 
@@ -101,6 +104,8 @@ def run_operator(name: str, x: Tensor, packed: PackedWeight, bias: Tensor | None
     operator = operators.get(name)
     if type(operator).backward is AbstractLinear.backward:
         return operator.forward(x, packed, bias)
+    if not torch.compiler.is_compiling():
+        refuse_forward_mode(x, bias, *packed.tensors.values())
     about = (packed.layout, packed.pattern, packed.shape, packed.value_dtype, tuple(packed.tensors))
     result: Tensor = _WrittenBackward.apply(name, about, x, bias, *packed.tensors.values())
     return result
@@ -115,10 +120,19 @@ class _WrittenBackward(torch.autograd.Function):
     """Ties an operator's forward and backward together; torch.compile traces through both."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, about: Any, x: Tensor, bias: Tensor | None, *tensors: Tensor) -> Tensor:
+    def forward(name: str, about: Any, x: Tensor, bias: Tensor | None, *tensors: Tensor) -> Tensor:
+        return operators.get(name).forward(x, _rebuilt(about, tensors), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        name, about, x, bias, *tensors = inputs
         ctx.name, ctx.about, ctx.has_bias = name, about, bias is not None
         ctx.save_for_backward(x, *tensors)
-        return operators.get(name).forward(x, _rebuilt(about, tensors), bias)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], name: str, about: Any, *args: Any) -> tuple[Tensor, int]:
+        run = partial(_WrittenBackward.apply, name, about)
+        return run_batched(run, info.batch_size, in_dims[2:], args, bias=1), 0
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -74,10 +74,11 @@ def _int8(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
 
 
 def _nmg(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
-    if not isinstance(packed.pattern, NMG) or why_not(packed, 2)["nmg_lane"]:
+    values, index = packed.tensors["values"], packed.tensors["index"]
+    on_device = values.device.type in ("cpu", "meta")
+    if not isinstance(packed.pattern, NMG) or not on_device or values.dtype not in (torch.float32, torch.float16):
         raise no_kernel(why_not(packed, 2), packed)
     check_call(x, packed.shape[1], packed.shape[0], bias)
-    values, index = packed.tensors["values"], packed.tensors["index"]
     y: Tensor = torch.ops.sparsewright.nmg_linear(x, values, index, bias, packed.shape[0], packed.pattern.m)
     return y
 
