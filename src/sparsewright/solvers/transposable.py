@@ -8,14 +8,14 @@ arXiv:2102.08124; TSENOR, arXiv:2505.23949, which solves it approximately.
 
 import importlib.util
 import math
-from typing import cast, final, get_args
+from typing import ClassVar, cast, final, get_args
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..core import AbstractPattern, PatternError, Transposable, require_finite
-from .base import AbstractMaskSolver, Count, Edge, MaskSolution, require_count, solvers
+from ..core import AbstractPattern, Edge, PatternError, Transposable, require_finite
+from .base import AbstractMaskSolver, Count, MaskSolution, require_count, solvers
 from .transposable_torch import infeasible, solve_tiles_in_torch
 
 LARGEST_TILE = 64
@@ -32,6 +32,7 @@ class ExactTransposable(AbstractMaskSolver):
 
     certifies = True
     finds_infinities = True
+    own_edges: ClassVar[frozenset[Edge]] = frozenset({"at_most", "dense"})
 
     def why_not(self, pattern: AbstractPattern) -> list[str]:
         """Transposable N:M up to M = 64."""
@@ -42,7 +43,7 @@ class ExactTransposable(AbstractMaskSolver):
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Without the certificate."""
         rule = cast(Transposable, pattern)
-        return _solve(scores, (rule.m, rule.m), (rule.n, rule.n), count, "error", None, None, None, False).mask
+        return _solve(scores, (rule.m, rule.m), (rule.n, rule.n), count, rule.edge, None, None, None, False).mask
 
     def solution(
         self,
@@ -50,7 +51,6 @@ class ExactTransposable(AbstractMaskSolver):
         pattern: AbstractPattern,
         count: Count = "exactly",
         *,
-        edge: Edge = "error",
         keep: Tensor | None = None,
         drop: Tensor | None = None,
         start: MaskSolution | None = None,
@@ -58,10 +58,9 @@ class ExactTransposable(AbstractMaskSolver):
         """With the certificate; leading dimensions are solved side by side."""
         self._check(scores, pattern, count)
         rule = cast(Transposable, pattern)
-        if edge == "error":
-            pattern.require_fit((scores.shape[-2], scores.shape[-1]), "scores")
+        pattern.require_fit((scores.shape[-2], scores.shape[-1]), "scores")
         return solve_tiles(
-            scores, (rule.m, rule.m), (rule.n, rule.n), count, edge=edge, keep=keep, drop=drop, start=start
+            scores, (rule.m, rule.m), (rule.n, rule.n), count, edge=rule.edge, keep=keep, drop=drop, start=start
         )
 
 
