@@ -139,7 +139,7 @@ def recovered(session: Session, model: nn.Module, plan: Plan, stage: str) -> nn.
             **options,
         )
         save_weights(model, session.folder.file(file))
-        return {"steps": done.steps, "first_loss": done.losses[0], "last_loss": done.losses[-1]}
+        return {"steps": done.steps, "lr": done.lr, "first_loss": done.losses[0], "last_loss": done.losses[-1]}
 
     depends: dict[str, Any] = {"plan": plan.to_data(), "recover": section.model_dump(), "base": base_of(session)}
     depends["threads"] = torch.get_num_threads()

@@ -104,12 +104,13 @@ class SearchSection(_Section):
 
 @final
 class RecoverSection(_Section):
-    """Distillation from the dense model after one-shot; `minutes` is turned into steps once, by timing."""
+    """Distillation from the dense model after one-shot; `minutes` is turned into steps once, by timing. `lr: auto`
+    tries three learning rates for a few steps each and keeps the best."""
 
     enabled: bool = True
     minutes: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
 
     @model_validator(mode="after")
     def _one_bound(self) -> "RecoverSection":
