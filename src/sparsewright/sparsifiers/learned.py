@@ -12,7 +12,7 @@ weights, and never gives back worse. The choices of a group:
 | everything else | a logit per weight (or per weights that share), rows keep their count softly; then the solver |
 
 On Gaussian layers with correlated inputs it leaves 5 to 14 % less error than SparseGPT where choices are counted up,
-and 1 to 10 % for `50%`, `8:16` and `4x1@50%`; for transposable tiles beyond 4 x 4 and n:m:g it mostly gives the prior
+and 1 to 7 % for `50%`, `8:16` and `4x1@50%`; for transposable tiles beyond 4 x 4 and n:m:g it mostly gives the prior
 back. ALPS is faster and comes out ahead of it on all of these.
 """
 

@@ -2,7 +2,7 @@
 
 Every kept weight in turn takes the grid point that is best while all others stay as they are (cyclic coordinate
 descent; Behdin et al. 2023, QuantEase, arXiv:2309.01885), starting from the nearest points. No step raises the layer's
-error, so none of it is worse than rounding to the nearest; on Gaussian layers it takes back about a third of what
+error, so none of it is worse than rounding to the nearest; on Gaussian layers it takes back more than a quarter of what
 rounding costs, one sweep of GPTQ (Frantar et al. 2022, arXiv:2210.17323) about a sixth.
 """
 
