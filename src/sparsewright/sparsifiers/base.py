@@ -20,7 +20,7 @@ from ..core import (
     parse_pattern,
     require_finite,
 )
-from ..layouts import layouts
+from .rounding import on_grid
 
 # What calibration must collect: nothing, the square sum per input, or the whole gram matrix.
 Needs = Literal["none", "norm", "gram"]
@@ -65,8 +65,7 @@ class AbstractSparsifier(ABC):
     def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """The same with kept weights on a grid of 255 steps per row; to the nearest, unless a method knows better."""
         found = self.choose(weight, stats, pattern, layer)
-        nearest = layouts.get("int8_weights").rounded(found.weight, torch.int8)
-        return replace(found, weight=nearest.to(weight.dtype))
+        return replace(found, weight=on_grid(found.weight).to(weight.dtype))
 
     def sparsify(
         self,

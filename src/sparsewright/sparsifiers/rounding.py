@@ -47,7 +47,7 @@ def round_kept(weight: Tensor, mask: Tensor, dense: Tensor, gram: Tensor) -> Ten
             moved = _round_block(lines[block], free[block], slope[block], gram[block, block], step)
             slope[:start] += gram[:start, block] @ moved
             slope[block.stop :] += gram[block.stop :, block] @ moved
-    return _settled(lines.T.float() * scale[:, None])
+    return on_grid(lines.T.float() * scale[:, None])
 
 
 def _first_largest(values: Tensor) -> Tensor:
@@ -69,8 +69,9 @@ def _round_block(lines: Tensor, free: Tensor, slope: Tensor, gram: Tensor, step:
     return moved
 
 
-def _settled(weight: Tensor) -> Tensor:
-    """The weight as the int8 layouts store it."""
+def on_grid(weight: Tensor) -> Tensor:
+    """A weight `(out, in)` as the int8 layouts store it, float32; stored again it stays the same."""
+    weight = weight.float()
     for _ in range(_SETTLING):
         stored = layouts.get("int8_weights").rounded(weight, torch.int8)
         if torch.equal(stored, weight):
