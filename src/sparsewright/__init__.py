@@ -21,12 +21,13 @@ from .core import (
     ProfileError,
     RecipeError,
     SparsewrightError,
+    from_prune_n,
     parse_pattern,
 )
 from .hardware import doctor, measure, pack_, profile
 from .kernels import linear, on_missing, why_not
 from .layouts import PackedWeight, pack
-from .models import Data, load_model, sparsify_
+from .models import Data, adopt_masks_, load_model, sparsify_
 from .nn import SparseFormat, SparseTensor, dispatch_report, mark_, masks, train_packed_
 from .search import Budget, SearchResult, search
 from .solvers import solve_mask
@@ -66,9 +67,11 @@ __all__ = [
     "SparseTensor",
     "SparsewrightError",
     "__version__",
+    "adopt_masks_",
     "dispatch_report",
     "doctor",
     "export_onnx",
+    "from_prune_n",
     "inspect",
     "keep_masks_",
     "linear",

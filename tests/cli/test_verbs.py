@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runs import Command
+from safetensors.torch import load_file, save_file
 
 import sparsewright
 from sparsewright.cli.app import app
@@ -143,3 +144,22 @@ def test_dry_run_lists_the_stages_and_writes_nothing(command: Command, workplace
 def test_debug_shows_where_a_refusal_comes_from(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEWRIGHT_DEBUG", "1")
     assert "Traceback" in command("verify", "nowhere").err
+
+
+def test_masks_made_elsewhere_are_taken_over_and_packed(command: Command, workplace: Path) -> None:
+    command("sparsify", "python:mine:build", "--plan", "2:4", "--out", "first.safetensors", "--values", "int8")
+    tensors = load_file(workplace / "first.safetensors")
+    masks = {name: mask for name, mask in tensors.items() if name.endswith("weight_mask")}
+    save_file(masks, workplace / "masks.safetensors")
+    done = command("sparsify", "python:mine:build", "--masks", "masks.safetensors", "--out", "second.safetensors")
+    assert "adopted" in done.out
+    again = load_file(workplace / "second.safetensors")
+    assert all(torch.equal(again[name], mask) for name, mask in masks.items())
+    assert "2:4" in (workplace / "second.plan.json").read_text()
+    assert "either --plan" in command("sparsify", "python:mine:build").sentence
+    assert (
+        "--masks takes weights"
+        in command("sparsify", "python:mine:build", "--masks", "m.npz", "--edge", "dense").sentence
+    )
+    assert "is no file" in command("sparsify", "python:mine:build", "--masks", "m.npz").sentence
+    assert "No layer" in command("sparsify", "python:mine:build", "--masks", "zeros").sentence

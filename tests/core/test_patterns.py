@@ -17,6 +17,7 @@ from sparsewright.core import (
     PatternError,
     Transposable,
     Unstructured,
+    from_prune_n,
     parse_pattern,
 )
 from sparsewright.testing import PATTERN_TEXTS, kept_exactly
@@ -160,3 +161,39 @@ def test_a_shared_choice_binds_all_rows_of_a_group_and_the_short_last_one() -> N
     mask = torch.zeros(6, 4, dtype=torch.bool)
     mask[4, :2] = mask[5, 1:3] = True
     assert "row 4" in NM(2, 4, 4).check_mask(mask)[0]
+
+
+@pytest.mark.parametrize(("removed", "of", "text"), [(2, 4, "2:4"), (1, 4, "3:4"), (3, 4, "1:4"), (5, 8, "3:8")])
+def test_removed_weights_are_counted_the_other_way_round(removed: int, of: int, text: str) -> None:
+    assert str(from_prune_n(removed, of)) == text
+
+
+@pytest.mark.parametrize("pair", [(0, 0), (0, 4), (4, 4), (5, 4), (-1, 4), (1.5, 4), (True, 4), ("2", 4)])
+def test_counts_of_removed_weights_that_make_no_pattern_are_refused(pair: tuple[int, int]) -> None:
+    with pytest.raises(PatternError, match="prune_n"):
+        from_prune_n(*pair)
+
+
+def test_how_edges_are_treated_is_no_part_of_a_patterns_text_and_equality() -> None:
+    pattern = parse_pattern("8:16t")
+    edged = pattern.with_edge("at_most")
+    assert edged == pattern
+    assert str(edged) == str(pattern)
+    assert edged.fits((20, 20))
+    assert not pattern.fits((20, 20))
+    with pytest.raises(PatternError, match="edge is"):
+        pattern.with_edge("round")  # type: ignore[arg-type]
+
+
+def test_a_mask_shows_how_its_edges_were_treated() -> None:
+    mask = torch.zeros(8, 10, dtype=torch.bool)
+    mask[:, 8] = True
+    found = NM(1, 4).obeyed_by(mask)
+    assert found is not None
+    assert found.edge == "at_most"
+    mask[:, 9] = True
+    found = NM(1, 4).obeyed_by(mask)
+    assert found is not None
+    assert found.edge == "dense"
+    mask[0, :2] = True
+    assert NM(1, 4).obeyed_by(mask) is None

@@ -21,6 +21,19 @@ def test_the_recipes_own_plan_is_obeyed(
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_edges_and_the_best_method_per_layer_go_through_a_whole_run(
+    small_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("SPARSEWRIGHT_CACHE", str(tmp_path / "cache"))
+    plan = {"0": "3:6", "2": {"pattern": "2:4", "value_dtype": "int8"}}
+    sparsify = {"plan": plan, "method": "auto", "edge": "at_most"}
+    recipe = small_recipe(sparsify=sparsify, target="this", recover={"enabled": False})
+    result = run(recipe, tmp_path / "run")
+    assert {name: str(layer.pattern) for name, layer in result.plan.layers.items()} == {"0": "3:6", "2": "2:4"}
+    assert {layer.sparsifier for layer in result.plan.layers.values()} <= {"alps", "sparsegpt"}
+
+
 @pytest.mark.parametrize(
     "sparsify, error, sentence",
     [

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from sparsewright.core import DataError, FileError, ModelError, NumericError, RecipeError
-from sparsewright.training import distillations, masked_weights, recover
+from sparsewright.training import distillations, learning_rate, masked_weights, recover
+from sparsewright.training.learning_rate import RATES
 from sparsewright.training.losses import Answer, EncoderDistillation
 from sparsewright.training.recover import schedule
 
@@ -315,3 +316,59 @@ def test_after_an_error_the_parameters_require_gradients_as_before():
         recover(model, teacher, make_batches(), steps=2, blocks=["nowhere"])
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_learning_rate_is_chosen_by_trials_that_leave_no_trace(tmp_path):
+    torch.manual_seed(0)
+    teacher = Encoder()
+    student = halve(copy.deepcopy(teacher))
+    path = tmp_path / "auto.checkpoint"
+    chosen = recover(student, teacher, make_batches(), steps=40, lr="auto", checkpoint=path)
+    assert chosen.lr in RATES
+    assert len(chosen.losses) == 40
+    by_hand = halve(copy.deepcopy(teacher))
+    assert recover(by_hand, teacher, make_batches(), steps=40, lr=chosen.lr).losses == chosen.losses
+    assert all(torch.equal(a, b) for a, b in zip(student.state_dict().values(), by_hand.state_dict().values()))
+    # The checkpoint remembers the choice.
+    again = recover(halve(copy.deepcopy(teacher)), teacher, make_batches(), steps=40, lr="auto", checkpoint=path)
+    assert (again.lr, again.resumed_at) == (chosen.lr, 40)
+
+
+def test_an_interrupted_run_goes_on_at_the_rate_it_chose(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    teacher = Encoder()
+    whole = recover(halve(copy.deepcopy(teacher)), teacher, make_batches(), steps=12, lr="auto")
+
+    def stop(step, steps, loss):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "auto.checkpoint"
+    settings = {"steps": 12, "lr": "auto", "checkpoint": path, "checkpoint_every_s": 0.0}
+    student = halve(copy.deepcopy(teacher))
+    with pytest.raises(KeyboardInterrupt):
+        recover(student, teacher, make_batches(), progress=stop, **settings)
+    # Another choice could not be made any more.
+    monkeypatch.setattr(learning_rate, "RATES", (5e-2,))
+    resumed = recover(halve(copy.deepcopy(teacher)), teacher, make_batches(), **settings)
+    assert (resumed.losses, resumed.lr) == (whole.losses, whole.lr)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [((3.0, 2.0, 1.0), 1e-3), ((1.0, 1.0, 2.0), 1e-4), ((3.0, 2.0, None), 3e-4)]
+)
+def test_the_rate_of_least_loss_wins_and_one_that_diverges_does_not(losses, best):
+    told = dict(zip(RATES, losses))
+
+    def trial(rate, steps):
+        assert steps == 5
+        if told[rate] is None:
+            raise NumericError("diverged")
+        return told[rate]
+
+    assert learning_rate.choose_rate(trial, total=100) == best
+
+
+def test_no_rate_with_a_finite_loss_is_an_error():
+    with pytest.raises(NumericError, match="No learning rate"):
+        learning_rate.choose_rate(lambda rate, steps: float("inf"), total=100)

@@ -176,11 +176,12 @@ def _of_masked(ref: LayerRef, planned: LayerPlan | None) -> SparseLayer:
 
 def _patterns(ref: LayerRef, mask: Tensor, planned: LayerPlan | None) -> Iterator[AbstractPattern]:
     """Patterns of a mask, best first; the last one keeps exactly what the mask keeps."""
-    if planned is not None and not planned.is_dense and not planned.pattern.check_mask(mask):
-        yield planned.pattern
+    asked = None if planned is None or planned.is_dense else planned.pattern
+    if asked is not None and not asked.cuts(ref.shape) and not asked.check_mask(mask):
+        yield asked
     known = ref.get_pattern()
-    assert known is not None
-    yield known
+    if known is not None and not known.cuts(ref.shape):
+        yield known
     yield (read := infer_pattern(mask))
     if not isinstance(read, Dense):
         yield Unstructured(max(1, int(mask.sum())) / mask.numel())

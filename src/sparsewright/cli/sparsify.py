@@ -1,25 +1,54 @@
-"""`sparsewright sparsify`: remove weights in one shot."""
+"""`sparsewright sparsify`: remove weights in one shot, or take over masks made elsewhere."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from ..core import PlanError
 from .console import JsonFlag, print_json, print_table, stage_progress
 
 
 def sparsify(
     subject: Annotated[str, typer.Argument(help="A recipe (YAML), or a model source for methods without data.")],
-    plan: Annotated[str, typer.Option(help="A plan file (.json), or a pattern such as 2:4x4.")],
+    plan: Annotated[str | None, typer.Option(help="A plan file (.json), or a pattern such as 2:4x4.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write weights and masks.")] = Path("sparse.safetensors"),
-    method: Annotated[str | None, typer.Option(help="Sparsifier; default the recipe's, or magnitude.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Sparsifier; default the recipe's, or magnitude. auto: the best per layer.")
+    ] = None,
+    edge: Annotated[
+        Literal["error", "at_most", "dense"] | None, typer.Option(help="Tiles that a layer's end cuts off.")
+    ] = None,
+    values: Annotated[
+        Literal["fp32", "fp16", "int8"] | None, typer.Option(help="Kept values; int8 rounds in the same pass.")
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(help="Prune nothing: masks by layer name (.safetensors, .npz), or `zeros` of the weights."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Sparsify a model under a plan and write its weights with their masks."""
-    from ..pipeline.single_steps import sparsify_to
+    """Sparsify a model under a plan, or adopt masks, and write its weights with their masks."""
+    from ..pipeline.single_steps import adopt_to, sparsify_to
 
-    with stage_progress(quiet=json) as progress:
-        done = sparsify_to(subject, plan, out, method=method, progress=progress.steps("sparsify"))
+    if (plan is None) == (masks is None):
+        raise PlanError("Give either --plan, a plan or a pattern to prune by, or --masks, what was pruned already.")
+    if masks is not None:
+        if method or edge or values:
+            raise PlanError("--masks takes weights over as they are. Leave --method, --edge and --values out.")
+        done = adopt_to(subject, masks, out)
+    else:
+        assert plan is not None
+        with stage_progress(quiet=json) as progress:
+            done = sparsify_to(
+                subject,
+                plan,
+                out,
+                method=method,
+                edge=edge,
+                value_dtype=values,
+                progress=progress.steps("sparsify"),
+            )
     if json:
         layers = {name: vars(layer) for name, layer in done.layers.items()}
         print_json({"weights": out, "layers": layers, "skipped": done.skipped, "plan": done.plan.to_data()})

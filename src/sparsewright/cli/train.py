@@ -32,7 +32,14 @@ def train(
     first, last = (done.losses[0], done.losses[-1]) if done.losses else (float("nan"), float("nan"))
     if json:
         print_json(
-            {"weights": out, "steps": done.steps, "first_loss": first, "last_loss": last, "seconds": done.seconds}
+            {
+                "weights": out,
+                "steps": done.steps,
+                "lr": done.lr,
+                "first_loss": first,
+                "last_loss": last,
+                "seconds": done.seconds,
+            }
         )
         return
     typer.echo(f"{done.steps} steps, loss {first:.4f} -> {last:.4f}: {out}")

@@ -23,8 +23,9 @@ from .files import atomic_write, file_error, read_json, write_json, write_text
 from .machine import instruction_set, vector_lanes
 from .modules import require_module
 from .numeric import is_number, is_whole, require_finite
-from .patterns import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured, parse_pattern
+from .patterns import NM, NMG, AbstractPattern, Block, Dense, Edge, Transposable, Unstructured, parse_pattern
 from .plan import VALUE_BITS, LayerPlan, Plan, ValueType, require_plan
+from .prune_n import from_prune_n
 from .registry import Registry, RegistryError
 from .sharded import is_distributed, require_whole, require_whole_model
 from .stats import LayerStats
@@ -41,6 +42,7 @@ __all__ = [
     "Dense",
     "DispatchEntry",
     "DispatchTable",
+    "Edge",
     "FileError",
     "KernelError",
     "LayerPlan",
@@ -63,6 +65,7 @@ __all__ = [
     "ValueType",
     "atomic_write",
     "file_error",
+    "from_prune_n",
     "instruction_set",
     "is_distributed",
     "parse_pattern",

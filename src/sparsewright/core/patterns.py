@@ -11,23 +11,27 @@
 | `10%` | unstructured, density 0.10 of the layer |
 | `4x1@50%` | blocks of 4 rows x 1 column, density 0.50 of the blocks of every row group, anywhere |
 
-A pattern bounds what may be kept: a mask that keeps less still obeys it. So `1:4 <= 2:4 <= dense`.
+A pattern bounds what may be kept: a mask that keeps less still obeys it. So `1:4 <= 2:4 <= dense`. Groups that the end
+of a matrix cuts off keep at most as much as whole ones.
 """
 
 import math
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, final, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .errors import PatternError
 from .grouped import MOST_PATTERNS, assign_patterns, mask_of_patterns, row_blocks
 from .numeric import is_whole
 
 Shape = tuple[int, int]
+# Groups and tiles that the end of a matrix cuts off: refused, kept to at most as much as whole ones, or left dense.
+Edge = Literal["error", "at_most", "dense"]
 
 # Index bits of a ragged column: a local column in a block of 256 takes 8 bits.
 _LOCAL_COLUMN_BITS = 8.0
@@ -58,7 +62,15 @@ def _padded_groups(mask: Tensor, group: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AbstractPattern(ABC):
-    """Rule where zeros may be, for a weight of shape `(out, in)`."""
+    """Rule where zeros may be, for a weight of shape `(out, in)`.
+
+    Attributes:
+        edge: what becomes of groups and tiles that the end of a matrix cuts off: `error` fits no such matrix, `at_most`
+            keeps at most as much of them as of whole ones, `dense` keeps them whole. How a matrix is solved, so no part
+            of the text nor of equality.
+    """
+
+    edge: Edge = field(default="error", kw_only=True, compare=False, repr=False)
 
     @property
     @abstractmethod
@@ -79,13 +91,26 @@ class AbstractPattern(ABC):
     def index_bits(self, in_: int) -> float:
         """Index bits per (dense) weight that a tight file needs, as a real number."""
 
-    @abstractmethod
+    @property
+    def tile(self) -> Shape:
+        """Rows and columns of what the rule holds in: a matrix of whole tiles has no edge."""
+        return (1, 1)
+
     def why_not(self, shape: Shape) -> list[str]:
         """Reasons why a weight of this shape cannot have this pattern; empty if it can."""
+        if self.edge != "error":
+            return []
+        rows, columns = self.tile
+        sides = (("input", shape[1], columns), ("output", shape[0], rows))
+        return [f"the {side} dimension must be a multiple of {m}, got {size}" for side, size, m in sides if size % m]
+
+    def cuts(self, shape: Shape) -> bool:
+        """Whether the end of a matrix of this shape cuts off a tile."""
+        return bool(shape[0] % self.tile[0] or shape[1] % self.tile[1])
 
     @abstractmethod
     def check_mask(self, mask: Tensor) -> list[str]:
-        """Where a `(out, in)` bool mask breaks the rule; empty if it obeys."""
+        """Where a `(out, in)` bool mask breaks the rule; empty if it obeys. Edges may keep as much as `edge` says."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -102,7 +127,34 @@ class AbstractPattern(ABC):
         """Raise PatternError with all reasons unless the pattern fits the shape."""
         reasons = self.why_not(shape)
         if reasons:
-            raise PatternError(f"{self} does not fit {layer} of shape {tuple(shape)}: {'; '.join(reasons)}.")
+            raise PatternError(
+                f"{self} does not fit {layer} of shape {tuple(shape)}: {'; '.join(reasons)}. "
+                "Ask for edge='at_most' or edge='dense', or choose another pattern."
+            )
+
+    def with_edge(self, edge: Edge) -> Self:
+        """The same rule with another treatment of edges.
+
+        Raises:
+            PatternError: there is no such treatment.
+        """
+        if edge not in get_args(Edge):
+            raise PatternError(f"edge is 'error', 'at_most' or 'dense', got {edge!r}.")
+        return self if edge == self.edge else replace(self, edge=edge)
+
+    def obeyed_by(self, mask: Tensor) -> Self | None:
+        """This rule with the edge that a `(out, in)` mask shows; None where the mask breaks it."""
+        edges: tuple[Edge, ...] = ("at_most", "dense") if self.cuts((mask.shape[0], mask.shape[1])) else (self.edge,)
+        return next((rule for rule in map(self.with_edge, edges) if not rule.check_mask(mask)), None)
+
+    def _whole(self, mask: Tensor) -> Tensor:
+        """A mask as whole tiles: filled up with dropped places, or without the edges where those are dense."""
+        (out, in_), (rows, columns) = mask.shape, self.tile
+        if self.edge == "dense":
+            return mask[: out // rows * rows, : in_ // columns * columns]
+        if out % rows or in_ % columns:
+            mask = functional.pad(mask, (0, -in_ % columns, 0, -out % rows))
+        return mask
 
     def theoretical_bytes(self, shape: Shape, value_bits: int) -> float:
         """Bytes of a weight of this shape: value bits x density + index bits, per weight."""
@@ -128,9 +180,6 @@ class Dense(AbstractPattern):
     def index_bits(self, in_: int) -> float:
         return 0.0
 
-    def why_not(self, shape: Shape) -> list[str]:
-        return []
-
     def check_mask(self, mask: Tensor) -> list[str]:
         return []
 
@@ -151,16 +200,14 @@ def _check_n_of_m(n: int, m: int) -> None:
         raise PatternError(f"m can be at most 256, got {n}:{m}. Use a density such as {_percent(n / m)} instead.")
 
 
-def _misfit_in(m: int, shape: Shape) -> list[str]:
-    in_ = shape[1]
-    if in_ % m == 0:
+def _over_n(mask: Tensor, n: int, m: int, group: int, size: int = 1) -> list[str]:
+    """Where rows of a `(rows, units)` mask keep more than n of m.
+
+    A row stands for `group` rows of weights; with `size` above 1 a place stands for a block of `size` x `size` of them.
+    """
+    if not mask.numel():
         return []
-    return [f"the input dimension must be a multiple of {m}, got {in_}"]
-
-
-def _over_n(grouped_counts: Tensor, n: int, m: int, group: int, size: int = 1) -> list[str]:
-    """The first group of `m` units that keeps more than `n`; a unit is `group` rows, or a block of `size` x `size`."""
-    over = (grouped_counts > n).nonzero()
+    over = (mask.unflatten(1, (-1, m)).sum(-1) > n).nonzero()
     if not len(over):
         return []
     row, place = (int(i) for i in over[0])
@@ -193,15 +240,13 @@ class NM(AbstractPattern):
     def index_bits(self, in_: int) -> float:
         return math.ceil(math.log2(self.m)) * self.density / self.group
 
-    def why_not(self, shape: Shape) -> list[str]:
-        return _misfit_in(self.m, shape)
+    @property
+    def tile(self) -> Shape:
+        return (1, self.m)
 
     def check_mask(self, mask: Tensor) -> list[str]:
-        reasons = self.why_not((mask.shape[0], mask.shape[1]))
-        if reasons:
-            return reasons
-        union = _padded_groups(mask, self.group).any(1)
-        return _over_n(union.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, self.group)
+        union = _padded_groups(self._whole(mask), self.group).any(1)
+        return _over_n(union, self.n, self.m, self.group)
 
     def _inside(self, other: AbstractPattern) -> bool:
         if isinstance(other, NM):
@@ -268,20 +313,15 @@ class Transposable(AbstractPattern):
     def index_bits(self, in_: int) -> float:
         return math.ceil(math.log2(self.m)) * self.density / self.size**2
 
-    def why_not(self, shape: Shape) -> list[str]:
-        whole = self.m * self.size
-        reasons = _misfit_in(whole, shape)
-        if shape[0] % whole:
-            reasons.append(f"the output dimension must be a multiple of {whole}, got {shape[0]}")
-        return reasons
+    @property
+    def tile(self) -> Shape:
+        return (self.m * self.size, self.m * self.size)
 
     def check_mask(self, mask: Tensor) -> list[str]:
-        reasons = self.why_not((mask.shape[0], mask.shape[1]))
-        if reasons:
-            return reasons
-        blocks = mask.unflatten(0, (-1, self.size)).any(1).unflatten(1, (-1, self.size)).any(2)
-        reasons = _over_n(blocks.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, 1, self.size)
-        columns = _over_n(blocks.T.unflatten(1, (-1, self.m)).sum(-1), self.n, self.m, 1, self.size)
+        tiles = self._whole(mask)
+        blocks = tiles.unflatten(0, (-1, self.size)).any(1).unflatten(1, (-1, self.size)).any(2)
+        reasons = _over_n(blocks, self.n, self.m, 1, self.size)
+        columns = _over_n(blocks.T, self.n, self.m, 1, self.size)
         return reasons + [f"transposed, {reason}" for reason in columns]
 
     def _inside(self, other: AbstractPattern) -> bool:
@@ -334,9 +374,6 @@ class NMG(AbstractPattern):
         """The number of a column's pattern."""
         return math.ceil(math.log2(math.comb(self.m, self.n))) / self.m
 
-    def why_not(self, shape: Shape) -> list[str]:
-        return []
-
     def check_mask(self, mask: Tensor) -> list[str]:
         blocks = row_blocks(mask.to("cpu"), self.m)
         over = (blocks.sum(1) > self.n).nonzero()
@@ -387,9 +424,6 @@ class Unstructured(AbstractPattern):
     def index_bits(self, in_: int) -> float:
         return _ragged_index_bits(self.density, 1, 1)
 
-    def why_not(self, shape: Shape) -> list[str]:
-        return []
-
     def check_mask(self, mask: Tensor) -> list[str]:
         allowed = self.kept_weights((mask.shape[0], mask.shape[1]))
         kept = int(mask.sum())
@@ -431,23 +465,24 @@ class Block(AbstractPattern):
     def width(self) -> int:
         return self.columns
 
+    @property
+    def tile(self) -> Shape:
+        return (1, self.columns)
+
     def kept_blocks(self, in_: int) -> int:
-        """How many blocks of columns each row group keeps (at least one)."""
-        return max(1, round(self.density * in_ / self.columns))
+        """How many blocks of columns each row group keeps (at least one); a last block that is cut off counts too."""
+        return max(1, round(self.density * -(-in_ // self.columns)))
 
     def index_bits(self, in_: int) -> float:
         return _ragged_index_bits(self.density, self.rows, self.columns)
 
-    def why_not(self, shape: Shape) -> list[str]:
-        return _misfit_in(self.columns, shape)
-
     def check_mask(self, mask: Tensor) -> list[str]:
-        reasons = self.why_not((mask.shape[0], mask.shape[1]))
-        if reasons:
-            return reasons
-        blocks = _padded_groups(mask, self.rows).any(1).unflatten(1, (-1, self.columns)).any(-1)
+        whole = self._whole(mask)
+        if not whole.numel():
+            return []
+        blocks = _padded_groups(whole, self.rows).any(1).unflatten(1, (-1, self.columns)).any(-1)
         kept = blocks.sum(1)
-        allowed = self.kept_blocks(mask.shape[1])
+        allowed = self.kept_blocks(whole.shape[1])
         over = (kept > allowed).nonzero()
         if not len(over):
             return []

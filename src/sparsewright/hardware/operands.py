@@ -52,7 +52,9 @@ def packed_operand(shape: Shape, pattern: AbstractPattern, value_dtype: ValueTyp
     weight = random_weight(shape)
     dense = isinstance(pattern, Dense)
     mask = torch.ones(shape, dtype=torch.bool) if dense else solve_mask(weight.abs(), pattern)
-    packed = layouts.pack(weight, mask, layout, pattern, TORCH_DTYPES[value_dtype])
+    # As `pack_` does where the layer's end cuts tiles off.
+    rule = layouts.infer_pattern(mask) if pattern.cuts(shape) else pattern
+    packed = layouts.pack(weight, mask, layout, rule, TORCH_DTYPES[value_dtype])
     bias = torch.zeros(shape[0])
     copies = [packed, *(_clone(packed) for _ in range(_copies(packed.size_bytes) - 1))]
     # Through the tensor subclass, because that is what the layers of a packed model call.

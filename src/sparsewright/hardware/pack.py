@@ -77,7 +77,8 @@ def pack_(
         tokens: rows of input that the layers will see, of a convolution its output pixels; several are averaged. A
             convolution is judged by the linear layer of its shape `(out, channels * kh * kw)` at as many tokens, unless
             there is a `batch`.
-        plan: pattern, layout and value type of each layer; without it the pattern is the one that `sparsify_`
+        plan: pattern, layout and value type of each layer (a pattern whose tiles the layer's end cuts off is packed as
+            what is read off the mask, mostly a density); without it the pattern is the one that `sparsify_`
             remembered beside the mask, while it keeps just what the mask keeps, else it is read off the mask
             (`layouts.infer_pattern`). A layout that holds values of one type decides the type.
         value_dtype: of all layers, over the plan's. `int8` rounds inputs too where rows share their choice (layout
@@ -157,13 +158,15 @@ def _with_pattern(
 ) -> LayerPlan:
     if layer is None:
         layer = LayerPlan(ref.get_pattern() or Dense())
-    elif mask is not None:
-        broken = layer.pattern.check_mask(mask)
-        if broken:
-            raise PlanError(
-                f"The plan gives {ref.name} the pattern {layer.pattern}, but its mask breaks it: {broken[0]}. "
-                "Pack with the plan the model was sparsified with, or without a plan."
-            )
+    elif mask is not None and layer.pattern.obeyed_by(mask) is None:
+        raise PlanError(
+            f"The plan gives {ref.name} the pattern {layer.pattern}, but its mask breaks it: "
+            f"{layer.pattern.check_mask(mask)[0]}. "
+            "Pack with the plan the model was sparsified with, or without a plan."
+        )
+    if mask is not None and layer.pattern.cuts(ref.shape):
+        # No form stores tiles that are cut off; what the mask keeps is stored without the rule.
+        layer = replace(layer, pattern=layouts.infer_pattern(mask))
     if value_dtype is None and layer.layout != "auto":
         held = layouts.layouts.get(layer.layout).value_dtypes
         value_dtype = next((name for name, dtype in TORCH_DTYPES.items() if held == (dtype,)), None)

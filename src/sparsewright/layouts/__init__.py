@@ -2,7 +2,7 @@
 
 from . import bitmask, int8, int8_weights, masked, nmg, semi_structured, vector
 from .base import VALUE_DTYPES, AbstractLayout, PackedWeight, layouts, storage_bytes
-from .inference import infer_pattern
+from .inference import infer_pattern, recognise
 from .packing import choose_layout, float_layout, pack
 from .plain import AbstractPlainLayout
 
@@ -21,6 +21,7 @@ __all__ = [
     "masked",
     "nmg",
     "pack",
+    "recognise",
     "semi_structured",
     "storage_bytes",
     "vector",

@@ -4,14 +4,17 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ..core import NM, NMG, AbstractPattern, Block, Dense, Unstructured
+from ..core import NM, NMG, AbstractPattern, Block, Dense, Transposable, Unstructured
 from ..core.grouped import MOST_PATTERNS
 
 # Row groups that kernels know; the widest one that the mask obeys is found.
 SHARING_GROUPS = (16, 8, 4, 2)
 _BLOCKS = (4, 8, 16, 32)
 _OUTPUTS = range(2, 17)
+# What is kept of what a rule allows, at least, to be recognised as of that rule.
+_NEARLY = 0.99
 _COLUMNS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -34,6 +37,46 @@ def infer_pattern(mask: Tensor) -> AbstractPattern:
     if found is None:
         found = _n_of_m_outputs(mask)
     return found or Unstructured(max(1, int(mask.sum())) / mask.numel())
+
+
+def recognise(mask: Tensor) -> AbstractPattern:
+    """The tightest rule that a mask obeys, whoever made it.
+
+    Other than `infer_pattern`, which says what a layout stores, it finds transposable rules, takes groups that keep a
+    little less (weights that happen to be zero), and groups that the end of a matrix cuts off. In this order:
+    `n:mt`, `n:mxG`, `Gx1@d%`, each where it allows at most a hundredth more than is kept; else as `infer_pattern`.
+
+    Args:
+        mask: `(out, in)` bool.
+    """
+    density = float(mask.sum()) / mask.numel()
+    read = infer_pattern(mask)
+    if isinstance(read, Dense) or density == 0:
+        return read
+    # The widest sharing and the smallest groups first: that is tighter.
+    for group in (*SHARING_GROUPS, 1):
+        shared = _shared(mask, group)
+        for m in (block for block in _BLOCKS if block <= mask.shape[1]):
+            n = _fullest(shared, m)
+            if n < m and density >= _NEARLY * n / m:
+                both = group == 1 and _fullest(mask.T, m) <= n and m <= mask.shape[0]
+                return Transposable(n, m) if both else NM(n, m, group)
+        widest = int(shared.sum(1).max()) / mask.shape[1]
+        if 1 < group <= mask.shape[0] and widest < 1 and density >= _NEARLY * widest:
+            return Block(group, 1, widest)
+    return read
+
+
+def _shared(mask: Tensor, group: int) -> Tensor:
+    """`(ceil(out / group), in)` bool: columns that any row of a group keeps."""
+    shared: Tensor = functional.pad(mask, (0, 0, 0, -mask.shape[0] % group)).unflatten(0, (-1, group)).any(1)
+    return shared
+
+
+def _fullest(mask: Tensor, m: int) -> int:
+    """The most that any m consecutive columns of a row keep."""
+    padded: Tensor = functional.pad(mask, (0, -mask.shape[1] % m))
+    return int(padded.unflatten(1, (-1, m)).sum(-1).max())
 
 
 def _sharing_rows(mask: Tensor) -> int:

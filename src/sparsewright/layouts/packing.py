@@ -42,7 +42,8 @@ def pack(
     require_finite(weight, "weight to pack")
     rule = infer_pattern(mask) if pattern is None else parse_pattern(pattern)
     shape = (weight.shape[0], weight.shape[1])
-    broken = rule.why_not(shape) or rule.check_mask(mask)
+    # No layout stores tiles that are cut off: such masks are stored by what is read off them.
+    broken = rule.with_edge("error").why_not(shape) or rule.check_mask(mask)
     if broken:
         raise LayoutError(f"The mask must obey {rule}: {'; '.join(broken)}. Solve it again, or leave `pattern` out.")
     if dtype != weight.dtype:

@@ -119,7 +119,8 @@ def _of_pattern(mask: Tensor, pattern: AbstractPattern) -> Tensor:
         if bool(missing.any()):
             # The lowest free columns, so that the same weight always gives the same bytes.
             units = (grouped | ((~grouped).cumsum(-1) <= missing) & ~grouped).flatten(1)
-    return units.repeat_interleave(pattern.width, dim=1)
+    columns: Tensor = units.repeat_interleave(pattern.width, dim=1)
+    return columns
 
 
 def _operand(shared: Tensor, in_: int, group: int, density: float) -> tuple[Tensor, Tensor, Tensor]:

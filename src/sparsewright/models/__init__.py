@@ -2,6 +2,7 @@
 
 from . import tasks
 from .adapters import AbstractAdapter, adapter_of, adapters, blocks, layers
+from .adopt import adopt_masks_
 from .batch_norm import reestimate_batch_norm_
 from .calibrate import calibrate
 from .data import Batch, Data, as_batch, batches_of
@@ -24,6 +25,7 @@ __all__ = [
     "SparsifyResult",
     "adapter_of",
     "adapters",
+    "adopt_masks_",
     "as_batch",
     "batches_of",
     "blocks",

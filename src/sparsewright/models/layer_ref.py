@@ -77,22 +77,24 @@ class LayerRef:
         mask = self.module._buffers.get(MASK)
         if mask is None:
             return None
-        stored = self.module._buffers[MASK]
-        assert stored is not None
-        return stored.T if self.kind == "transposed" else stored.flatten(1)
+        return self.view.matrix(mask)
 
     def get_pattern(self) -> AbstractPattern | None:
         """The rule of the mask; None without.
 
         It is what the mask was solved for, while a weight packed so keeps just what the mask keeps; else what is read
-        off the mask.
+        off the mask. Where the layer's end cuts tiles off, its `edge` says how they were solved.
         """
         mask = self.get_mask()
         if mask is None:
             return None
         known, read = self.remembered_pattern, infer_pattern(mask)
-        if known is None or known == read or known.check_mask(mask):
+        known = None if known is None else known.obeyed_by(mask)
+        if known is None or known == read:
             return read
+        if known.cuts(self.shape):
+            # No form of such a rule stores it, so what is packed is read off the mask.
+            return known
         # A pattern may allow more than the mask keeps, and its form fills up with zeros. Ones, so that none counts as
         # dropped.
         packed = pack(mask.to(torch.float32), mask.contiguous(), "auto", known)

@@ -9,16 +9,20 @@ from typing import Any, Literal, final
 from torch import Tensor, nn
 
 from ..core import (
+    VALUE_BITS,
     AbstractPattern,
+    Edge,
+    LayerPlan,
     LayerStats,
     ModelError,
     PatternError,
     Plan,
     PlanError,
+    ValueType,
     parse_pattern,
     suggest,
 )
-from ..sparsifiers import AbstractSparsifier, reconstruction_error, sparsifiers
+from ..sparsifiers import AbstractSparsifier, auto, reconstruction_error, sparsifiers
 from .adapters import layers
 from .calibrate import calibrate
 from .data import batches_of
@@ -36,10 +40,11 @@ class LayerResult:
 
     Attributes:
         pattern: text of its pattern.
-        sparsifier: name of the method.
-        density: kept / all by its mask.
+        sparsifier: name of the method; the one that won where `auto` chose.
+        density: kept / all by its mask; edges that keep less or more than the pattern count as they are.
         error: relative squared error of its output on the calibration data; of its weight where there were none.
         seconds: time of its sparsifier.
+        settings: name -> number that the method chose for the layer on the calibration data (`damping`, `rho`).
     """
 
     pattern: str
@@ -47,6 +52,7 @@ class LayerResult:
     density: float
     error: float
     seconds: float
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
 @final
@@ -77,6 +83,8 @@ def sparsify_(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     scope: Literal["layer", "global"] = "layer",
+    edge: Edge = "error",
+    value_dtype: ValueType | None = None,
     progress: Progress | None = None,
 ) -> SparsifyResult:
     """Remove weights in place.
@@ -89,16 +97,21 @@ def sparsify_(
         model: any module; layers that stay dense are listed with their reason in the result.
         plan: a pattern or its text for every layer that takes part; a `Plan`; or rules (exact name or `re:EXPRESSION`
             -> pattern text or layer plan), where an exact name reaches also a layer that is skipped by default.
-        method: a sparsifier's name (or one of your own), for layers whose plan names none.
+        method: a sparsifier's name (or one of your own), for layers whose plan names none. `auto` takes the one of
+            least reconstruction error for each layer, of those whose needs the data meet.
         data: calibration data, for methods that need them; see `batches_of`.
         filter_fn: `(module, name) -> bool`, False leaves the layer dense.
         include: names or `re:EXPRESSION`; see `layers`.
         exclude: the same.
         scope: `global` spreads the one density of an unstructured pattern over all layers by their scores.
+        edge: what becomes of groups and tiles that a layer's end cuts off: `error` refuses the pattern there, `at_most`
+            keeps at most as much of them as of whole ones, `dense` keeps them whole.
+        value_dtype: `int8` rounds what is kept in the same pass, to the very values that `pack_` then stores; None:
+            what each layer's plan says. Layers without a kernel for such values stay as planned.
         progress: called as `progress(done, total, layer name)` after each layer.
 
     Returns:
-        Per layer pattern, density, error and seconds; the reasons for the rest.
+        Per layer pattern, density, error, seconds and settings; the reasons for the rest.
 
     Raises:
         ModelError: no layer takes part, or there is no such scope.
@@ -111,8 +124,9 @@ def sparsify_(
     started = time.perf_counter()
     refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
     full, chosen = _resolve(plan, refs)
+    full = _with_options(full, chosen, edge, value_dtype)
     _require_fits(full, chosen)
-    method_of, named = _methods(full, chosen, method)
+    method_of, named = _methods(full, chosen, method, data is not None)
     needs = {name: sparsifier.needs for name, sparsifier in method_of.items()}
     batches = batches_of(data, model) if data is not None else []
     if scope == "global":
@@ -122,15 +136,15 @@ def sparsify_(
 
     def visit(block: Sequence[LayerRef], stats: Mapping[str, LayerStats]) -> None:
         for ref in block:
-            pattern = full.layers[ref.name].pattern
-            results[ref.name] = _sparsify_layer(ref, pattern, method_of[ref.name], named[ref.name], stats.get(ref.name))
+            planned, name = full.layers[ref.name], named[ref.name]
+            results[ref.name] = _sparsify_layer(ref, planned, method_of[ref.name], name, stats.get(ref.name))
             if progress is not None:
                 progress(len(results), len(chosen), ref.name)
 
     with _unchanged_on_error(chosen):
         calibrate(model, batches, chosen, needs, visit)
     done = {
-        name: replace(layer, sparsifier=named[name]) if name in results else layer
+        name: replace(layer, sparsifier=results[name].sparsifier) if name in results else layer
         for name, layer in full.layers.items()
     }
     skipped = {ref.name: ref.skipped_reason for ref in refs if ref.skipped_reason and ref.name not in results}
@@ -201,6 +215,21 @@ def _reasons(refs: Sequence[LayerRef]) -> str:
     return "Skipped: " + "; ".join(f"{count}x {reason}" for reason, count in counted.items()) + "."
 
 
+def _with_options(plan: Plan, refs: Sequence[LayerRef], edge: Edge, value_dtype: ValueType | None) -> Plan:
+    """The plan with the call's treatment of edges and its value type."""
+
+    def of(ref: LayerRef) -> LayerPlan:
+        layer = plan.layers[ref.name]
+        if value_dtype is not None and value_dtype in ref.view.value_types:
+            layer = replace(layer, value_dtype=value_dtype)
+        # A rule may bring an edge of its own.
+        return layer if edge == "error" else replace(layer, pattern=layer.pattern.with_edge(edge))
+
+    if value_dtype is not None and value_dtype not in VALUE_BITS:
+        raise PlanError(f"There are no {value_dtype!r} values. {suggest(str(value_dtype), VALUE_BITS)}")
+    return Plan({**plan.layers, **{ref.name: of(ref) for ref in refs}})
+
+
 def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
     misfits = []
     for ref in refs:
@@ -210,34 +239,39 @@ def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
     if misfits:
         more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
         raise PatternError(
-            f"Patterns must fit their layers: {'; '.join(misfits[:3])}{more}. Exclude them or plan them dense."
+            f"Patterns must fit their layers: {'; '.join(misfits[:3])}{more}. "
+            "Pass edge='at_most' (or 'dense'), exclude them, or plan them dense."
         )
 
 
 def _methods(
-    plan: Plan, refs: Sequence[LayerRef], method: str | AbstractSparsifier
+    plan: Plan, refs: Sequence[LayerRef], method: str | AbstractSparsifier, with_data: bool
 ) -> tuple[dict[str, AbstractSparsifier], dict[str, str]]:
     """Layer name -> sparsifier, and -> its name."""
     found, named = {}, {}
     for ref in refs:
         own = plan.layers[ref.name].sparsifier
         asked = own if own is not None else method
+        if asked == auto.NAME and not with_data:
+            # The only one that needs no data.
+            asked = "magnitude"
         found[ref.name] = sparsifiers.get(asked) if isinstance(asked, str) else asked
         named[ref.name] = asked if isinstance(asked, str) else type(asked).__name__
     return found, named
 
 
 def _sparsify_layer(
-    ref: LayerRef, pattern: AbstractPattern, sparsifier: AbstractSparsifier, name: str, stats: LayerStats | None
+    ref: LayerRef, planned: LayerPlan, sparsifier: AbstractSparsifier, name: str, stats: LayerStats | None
 ) -> LayerResult:
     started = time.perf_counter()
     before = ref.get_weight().contiguous()
-    after = sparsifier.sparsify(before, stats, pattern, layer=ref.name)
+    pattern = planned.pattern
+    after = sparsifier.sparsify(before, stats, pattern, layer=ref.name, value_dtype=planned.value_dtype)
     seconds = time.perf_counter() - started
     error = relative_error(before, after.weight, stats)
     ref.set_weight(after.weight, after.mask, pattern)
     density = float(after.mask.sum()) / after.mask.numel()
-    return LayerResult(str(pattern), name, density, error, seconds)
+    return LayerResult(str(pattern), after.sparsifier or name, density, error, seconds, dict(after.settings))
 
 
 def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> float:

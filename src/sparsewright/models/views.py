@@ -30,6 +30,10 @@ class AbstractView(ABC):
         """A `(out, in)` tensor (weight or mask) in the shape of the module's own weight."""
 
     @abstractmethod
+    def matrix(self, stored: Tensor) -> Tensor:
+        """A tensor in the shape of the module's own weight as `(out, in)`: the way back from `as_stored`."""
+
+    @abstractmethod
     def rows(self, inputs: Tensor, module: nn.Module) -> Tensor:
         """The inputs of one call as `(tokens, in)`, so that the output is `rows @ weight.T` up to the bias."""
 
@@ -55,6 +59,9 @@ class LinearView(AbstractView):
     def weight(self, module: nn.Module) -> Tensor:
         return stored_weight(module)
 
+    def matrix(self, stored: Tensor) -> Tensor:
+        return stored
+
     def as_stored(self, matrix: Tensor, module: nn.Module) -> Tensor:
         return matrix
 
@@ -70,7 +77,10 @@ class TransposedView(AbstractView):
     runs_packed = True
 
     def weight(self, module: nn.Module) -> Tensor:
-        return stored_weight(module).T
+        return self.matrix(stored_weight(module))
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        return stored.T
 
     def as_stored(self, matrix: Tensor, module: nn.Module) -> Tensor:
         return matrix.T.contiguous()
@@ -88,7 +98,10 @@ class Conv2dView(AbstractView):
     value_types = ("fp32", "fp16")
 
     def weight(self, module: nn.Module) -> Tensor:
-        return stored_weight(module).flatten(1)
+        return self.matrix(stored_weight(module))
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        return stored.flatten(1)
 
     def as_stored(self, matrix: Tensor, module: nn.Module) -> Tensor:
         return matrix.reshape(stored_weight(module).shape)

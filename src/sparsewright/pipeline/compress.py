@@ -1,6 +1,7 @@
 """Stages that change weights: train the dense model if asked, sparsify under a plan, recover."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,8 +66,12 @@ def train_stage(session: Session) -> None:
     session.dense.eval()
 
 
-def sparsified(session: Session, plan: Plan, stage: str) -> nn.Module:
-    """A copy of the dense model made sparse under a plan; kept in the run folder, so that it is made once."""
+def sparsified(session: Session, plan: Plan, stage: str) -> tuple[nn.Module, Plan]:
+    """A copy of the dense model made sparse under a plan; kept in the run folder, so that it is made once.
+
+    Returns:
+        The model, and the plan with the sparsifier that each layer got, also where `auto` chose it.
+    """
     file = f"{stage}.safetensors"
     model = session.copy_of_dense()
 
@@ -78,6 +83,7 @@ def sparsified(session: Session, plan: Plan, stage: str) -> nn.Module:
             model,
             plan,
             method=session.recipe.sparsify.method,
+            edge=session.recipe.sparsify.edge,
             data=session.task.calibration(),
             progress=lambda done, all_, name: session.folder.report(stage, name, done / all_),
         )
@@ -85,14 +91,18 @@ def sparsified(session: Session, plan: Plan, stage: str) -> nn.Module:
         return {
             "plan": made.plan.to_data(),
             "errors": {name: layer.error for name, layer in made.layers.items()},
+            "settings": {name: dict(layer.settings) for name, layer in made.layers.items()},
             "skipped": made.skipped,
         }
 
     depends = {"plan": plan.to_data(), "method": session.recipe.sparsify.method, "base": base_of(session)}
-    session.folder.stage(stage, depends, work, (file,))
+    kept = session.folder.stage(stage, depends, work, (file,))
     if stage in session.folder.reused:
         load_weights(model, session.folder.file(file))
-    return model
+    made = Plan.from_data(kept["plan"]).layers
+    # Only the names: how a pattern treats edges is in no file.
+    named = {name: replace(layer, sparsifier=made[name].sparsifier) for name, layer in plan.layers.items()}
+    return model, Plan(named)
 
 
 def as_it_runs(model: nn.Module, plan: Plan) -> nn.Module:
@@ -129,7 +139,7 @@ def recovered(session: Session, model: nn.Module, plan: Plan, stage: str) -> nn.
             **options,
         )
         save_weights(model, session.folder.file(file))
-        return {"steps": done.steps, "first_loss": done.losses[0], "last_loss": done.losses[-1]}
+        return {"steps": done.steps, "lr": done.lr, "first_loss": done.losses[0], "last_loss": done.losses[-1]}
 
     depends: dict[str, Any] = {"plan": plan.to_data(), "recover": section.model_dump(), "base": base_of(session)}
     depends["threads"] = torch.get_num_threads()
@@ -149,4 +159,5 @@ def base_of(session: Session) -> dict[str, Any]:
         "seed": recipe.seed,
         "train": None if recipe.train is None else recipe.train.model_dump(),
         "method": recipe.sparsify.method,
+        "edge": recipe.sparsify.edge,
     }

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core import LayerPlan, Plan, ProfileError, ValueType, parse_pattern
+from ..core import Edge, LayerPlan, Plan, ProfileError, ValueType, parse_pattern
 from ..hardware import AbstractTarget, LayerTime, ModelTime, calibrated, load_target, time_model
 from ..search import Choice, CostTable, cost_table
 from .session import Session
@@ -123,8 +123,12 @@ def table_to_data(table: CostTable) -> dict[str, Any]:
     }
 
 
-def table_from_data(data: dict[str, Any]) -> CostTable:
+def table_from_data(data: dict[str, Any], edge: Edge = "error") -> CostTable:
     """Read what `table_to_data` wrote.
+
+    Args:
+        data: plain data.
+        edge: how the run treats what a layer's end cuts off; no part of a pattern's text.
 
     Raises:
         ProfileError: the data are of another form.
@@ -133,7 +137,7 @@ def table_from_data(data: dict[str, Any]) -> CostTable:
         return CostTable(
             names=tuple(data["names"]),
             shapes=tuple((int(out), int(in_)) for out, in_ in data["shapes"]),
-            choices=tuple(tuple(_choice(text, kind) for text, kind in row) for row in data["choices"]),
+            choices=tuple(tuple(_choice(text, kind, edge) for text, kind in row) for row in data["choices"]),
             seconds={label: tuple(tuple(row) for row in rows) for label, rows in data["seconds"].items()},
             rest_s={label: float(value) for label, value in data["rest_s"].items()},
             size_bytes=tuple(tuple(row) for row in data["size_bytes"]),
@@ -144,7 +148,7 @@ def table_from_data(data: dict[str, Any]) -> CostTable:
         raise ProfileError(f"The stored costs are malformed ({error!r}). Run with --fresh to measure again.") from error
 
 
-def _choice(text: str, kind: str) -> Choice:
+def _choice(text: str, kind: str, edge: Edge) -> Choice:
     # Through LayerPlan, so that an unknown value type is refused.
-    layer = LayerPlan(parse_pattern(text), value_dtype=kind)  # type: ignore[arg-type]
+    layer = LayerPlan(parse_pattern(text).with_edge(edge), value_dtype=kind)  # type: ignore[arg-type]
     return Choice(layer.pattern, layer.value_dtype)

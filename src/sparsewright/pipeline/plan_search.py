@@ -28,7 +28,7 @@ from .session import Session
 
 FRONT_POINTS = 12
 # Sparsifiers that have a cheaper form of the same kind, to rank patterns with.
-RANKED_BY = {"sparsegpt": "sparsegpt-plain", "alps": "sparsegpt-plain"}
+RANKED_BY = dict.fromkeys(("sparsegpt", "alps", "learned", "auto"), "sparsegpt-plain")
 CHECKPOINT_EVERY_S = 5.0
 
 
@@ -94,11 +94,16 @@ def judge(ours: Quality, dense: Quality) -> Judgement:
 
 def sensitivity_stage(session: Session, table: CostTable) -> Sensitivity:
     """Errors and weights of every (layer, pattern) in the table; each block's figures survive a kill."""
-    patterns = list(dict.fromkeys(str(c.pattern) for row in table.choices for c in row if not c.is_dense))
+    # As patterns, because a text would lose how they treat edges.
+    patterns = list(dict.fromkeys(c.pattern for row in table.choices for c in row if not c.is_dense))
     method = session.recipe.sparsify.method
     # Only the order of the choices counts here: true evaluations bring the sum into the user's unit.
     ranking = RANKED_BY.get(method, method)
-    depends = {"patterns": patterns, "layers": list(table.names), "base": base_of(session)}
+    depends = {
+        "patterns": [str(pattern) for pattern in patterns],
+        "layers": list(table.names),
+        "base": base_of(session),
+    }
     figures = KeptFigures(session.folder, digest(depends), expected=len(table.names) * (len(patterns) + 1))
 
     def work() -> dict[str, Any]:
@@ -255,10 +260,10 @@ class PlanSearch:
         one_shot = self.one_shot(pick)
         mark = digest(plan.to_data())[:12]
         stage = f"recovered-{mark}"
-        model = sparsified(self.session, plan, f"sparse-{mark}")
+        model, named = sparsified(self.session, plan, f"sparse-{mark}")
         model = recovered(self.session, model, plan, stage)
         if not self.session.recipe.recover.enabled or not plan.sparse_layers:
-            return Settled(plan, pick, one_shot, one_shot, f"sparse-{mark}", attempt)
+            return Settled(named, pick, one_shot, one_shot, f"sparse-{mark}", attempt)
 
         def work() -> dict[str, Any]:
             dense = self.session.score("dense", self.session.dense, "validation")
@@ -267,7 +272,7 @@ class PlanSearch:
         depends = {"stage": stage, "base": base_of(self.session), "plan": plan.to_data()}
         depends["recover"] = self.session.recipe.recover.model_dump()
         final = Judgement(**self.session.folder.stage(f"judged-{mark}", depends, work))
-        return Settled(plan, pick, one_shot, final, stage, attempt)
+        return Settled(named, pick, one_shot, final, stage, attempt)
 
     def _milder(self, pick: Pick, settled: Settled) -> Pick | None:
         """The fastest plan whose predicted loss, after the recovery just seen, is nine tenths of the budget."""
@@ -304,9 +309,9 @@ class PlanSearch:
         pick = max(inside, key=lambda pick: pick.speedup)
         plan = self.plan(pick)
         stage = f"sparse-{digest(plan.to_data())[:12]}"
-        sparsified(self.session, plan, stage)
+        _, named = sparsified(self.session, plan, stage)
         found = self.judged[pick.choices]
-        return Settled(plan, pick, found, found, stage, self.session.recipe.search.attempts)
+        return Settled(named, pick, found, found, stage, self.session.recipe.search.attempts)
 
     def _known_picks(self) -> list[Pick]:
         losses = self.sensitivity.losses(self.table)
@@ -370,7 +375,8 @@ def evaluate_stage(session: Session, plan: Plan, name: str) -> Judgement:
         dense = session.score("dense", session.dense, "validation")
         if not plan.sparse_layers and not plan.int8_layers:
             return vars(judge(dense, dense))
-        model = as_it_runs(sparsified(session, plan, name.replace("trial-", "sparse-")), plan)
+        sparse, _ = sparsified(session, plan, name.replace("trial-", "sparse-"))
+        model = as_it_runs(sparse, plan)
         return vars(judge(session.score(name, model, "validation"), dense))
 
     return Judgement(**session.folder.stage(name, {"plan": plan.to_data(), "base": base_of(session)}, work))

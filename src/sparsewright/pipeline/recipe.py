@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..core import FileError, PatternError, RecipeError, parse_pattern, suggest
+from ..core import Edge, FileError, PatternError, RecipeError, parse_pattern, suggest
 from ..search import CPU_PATTERNS, Budget
 
 # `sw.search` without a recipe uses the same space.
@@ -73,9 +73,11 @@ class BudgetSection(_Section):
 
 @final
 class SparsifySection(_Section):
-    """Which layers, which patterns, by which method."""
+    """Which layers, which patterns, by which method (`auto`: the best per layer). `edge`: what becomes of tiles that
+    a layer's end cuts off, in a plan of the recipe's own: refused, kept to at most as much as whole ones, or dense."""
 
     method: str = "sparsegpt"
+    edge: Edge = "error"
     patterns: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_PATTERNS
     value_dtypes: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], Field(min_length=1)] = ("fp32",)
     include: tuple[str, ...] = ()
@@ -102,12 +104,13 @@ class SearchSection(_Section):
 
 @final
 class RecoverSection(_Section):
-    """Distillation from the dense model after one-shot; `minutes` is turned into steps once, by timing."""
+    """Distillation from the dense model after one-shot; `minutes` is turned into steps once, by timing. `lr: auto`
+    tries three learning rates for a few steps each and keeps the best."""
 
     enabled: bool = True
     minutes: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
 
     @model_validator(mode="after")
     def _one_bound(self) -> "RecoverSection":

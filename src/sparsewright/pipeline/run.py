@@ -118,7 +118,7 @@ def _stages(session: Session) -> RunResult:
         "save": recipe.save.model_dump(),
     }
     costs = where.stage("costs", depends, lambda: cost_stage(session))
-    tables = {name: table_from_data(data) for name, data in costs["tables"].items()}
+    tables = {name: table_from_data(data, session.recipe.sparsify.edge) for name, data in costs["tables"].items()}
     table = tables[recipe.target[0]]
     sensitivity = sensitivity_stage(session, table)
     search = PlanSearch(session, table, sensitivity)

@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -126,6 +126,8 @@ class Session:
             return None
         shapes = {layer.name: layer.shape for layer in self.candidates}
         plan = Plan.from_rules(rules, shapes)
+        edge = self.recipe.sparsify.edge
+        plan = Plan({k: replace(layer, pattern=layer.pattern.with_edge(edge)) for k, layer in plan.layers.items()})
         for name, layer in plan.layers.items():
             layer.pattern.require_fit(shapes[name], name)
         return plan

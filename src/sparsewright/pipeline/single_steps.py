@@ -10,10 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from ..bundle import inspect, load, save
-from ..core import DataError, FileError, ModelError, Plan, write_text
+from ..core import DataError, Edge, FileError, ModelError, Plan, ValueType, write_text
 from ..hardware import Measurement, PackedLayer, Profile, measure, pack_
 from ..hardware.random_batch import random_batch
-from ..models import SparsifyResult, load_model, sparsify_
+from ..models import SparsifyResult, adopt_masks_, load_model, sparsify_
 from ..search import Budget, SearchResult, search
 from ..training import Recovery, recover
 from .compress import LOSS_OF_FAMILY
@@ -86,6 +86,8 @@ def sparsify_to(
     out: str | Path,
     *,
     method: str | None = None,
+    edge: Edge | None = None,
+    value_dtype: ValueType | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> SparsifyResult:
     """Sparsify a model in one shot and write its weights with their masks.
@@ -95,6 +97,8 @@ def sparsify_to(
         plan: plan file, or a pattern for every layer.
         out: goal, safetensors; the plan is written beside it as `.plan.json`.
         method: default the recipe's; `magnitude` for a bare model.
+        edge: what becomes of tiles that a layer's end cuts off, see `sparsify_`; default the recipe's, or `error`.
+        value_dtype: of all layers, over the plan's; `int8` rounds in the same pass.
         progress: `(done, total, layer)`.
     """
     chosen = read_plan(plan)
@@ -106,6 +110,8 @@ def sparsify_to(
             model,
             chosen,
             method=method or section.method,
+            edge=edge or section.edge,
+            value_dtype=value_dtype,
             data=session.task.calibration(),
             include=section.include or None,
             exclude=section.exclude or None,
@@ -113,7 +119,29 @@ def sparsify_to(
         )
     else:
         model = load_model(subject).model
-        done = sparsify_(model, chosen, method=method or "magnitude", progress=progress)
+        done = sparsify_(
+            model,
+            chosen,
+            method=method or "magnitude",
+            edge=edge or "error",
+            value_dtype=value_dtype,
+            progress=progress,
+        )
+    save_weights(model, Path(out))
+    write_text(plan_beside(out), done.plan.to_json() + "\n")
+    return done
+
+
+def adopt_to(subject: str, masks: str | Path, out: str | Path) -> SparsifyResult:
+    """Take over masks or zeros made elsewhere, and write the weights with them as `sparsify_to` does.
+
+    Args:
+        subject: recipe file or model source.
+        masks: file of masks, see `adopt_masks_`; or `zeros`: those of the model's own weights.
+        out: goal, safetensors; the plan is written beside it as `.plan.json`.
+    """
+    model = load_model(load_recipe(subject).model if is_recipe(subject) else subject).model
+    done = adopt_masks_(model, None if str(masks) == "zeros" else masks)
     save_weights(model, Path(out))
     write_text(plan_beside(out), done.plan.to_json() + "\n")
     return done

@@ -1,5 +1,6 @@
 """Floor 2: scores and a pattern in, a mask out. One file per solver; importing this package registers them all."""
 
+from ..core import Edge
 from . import (
     blocks,
     group_top_n,
@@ -11,7 +12,7 @@ from . import (
     unstructured,
     vector_top_n,
 )
-from .base import AbstractMaskSolver, Count, Edge, MaskSolution, solve_mask, solvers
+from .base import AbstractMaskSolver, Count, MaskSolution, solve_mask, solvers
 from .channel_permutation import ChannelPermutation, permute_channels
 from .ranking import top_counts, top_n
 from .sharing import spread, unit_scores

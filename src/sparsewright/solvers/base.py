@@ -2,17 +2,16 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, final, get_args, overload
+from typing import ClassVar, Literal, final, get_args, overload
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ..core import AbstractPattern, Dense, PatternError, Registry, parse_pattern, require_finite
+from ..core import AbstractPattern, Dense, Edge, PatternError, Registry, parse_pattern, require_finite
 
 # exactly: as many as the pattern keeps, whatever the scores; at_most: positive scores only.
 Count = Literal["exactly", "at_most"]
-# Tiles cut off by the edge of a matrix: refused, kept to at most as much as whole ones, or left dense.
-Edge = Literal["error", "at_most", "dense"]
 
 
 def require_count(count: str) -> None:
@@ -60,13 +59,15 @@ class AbstractMaskSolver(ABC):
 
     Attributes:
         exact: whether no mask of the pattern keeps a larger sum. Solvers that only come near are taken by name only.
-        certifies: whether it proves what it finds, and takes edges, forced cells, a start and leading dimensions.
+        certifies: whether it proves what it finds, and takes forced cells, a start and leading dimensions.
         finds_infinities: whether `choose` itself refuses scores that are not finite, so that they are read once.
+        own_edges: treatments of cut off tiles that `choose` takes itself; others are made of whole tiles around it.
     """
 
     exact = True
     certifies = False
     finds_infinities = False
+    own_edges: ClassVar[frozenset[Edge]] = frozenset()
 
     @abstractmethod
     def why_not(self, pattern: AbstractPattern) -> list[str]:
@@ -81,7 +82,7 @@ class AbstractMaskSolver(ABC):
 
         Args:
             scores: `(out, in)`, floating point, finite; higher means keep.
-            pattern: a pattern with an empty `why_not`.
+            pattern: a pattern with an empty `why_not`; its `edge` says what becomes of tiles that are cut off.
             count: `exactly` keeps as many as the pattern allows even if scores are zero or negative; `at_most` drops
                 what has no positive score (for shared choices: no positive summed score).
 
@@ -98,7 +99,25 @@ class AbstractMaskSolver(ABC):
         pattern.require_fit((scores.shape[0], scores.shape[1]), "scores")
         if not self.finds_infinities:
             require_finite(scores, "scores")
+        out, in_ = scores.shape
+        rows, columns = pattern.tile
+        if (out % rows or in_ % columns) and pattern.edge not in self.own_edges:
+            return self._with_edges(scores.detach(), pattern, count)
         return self.choose(scores.detach(), pattern, count)
+
+    def _with_edges(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
+        """Leave cut off tiles dense, or fill them up with cells that nobody wants."""
+        out, in_ = scores.shape
+        rows, columns = pattern.tile
+        if pattern.edge == "dense":
+            mask = torch.ones_like(scores, dtype=torch.bool)
+            whole = scores[: out // rows * rows, : in_ // columns * columns]
+            if whole.numel():
+                mask[: whole.shape[0], : whole.shape[1]] = self.choose(whole, pattern, count)
+            return mask
+        # No score is lower, and what fills up stands behind all it could tie with.
+        filled = functional.pad(scores, (0, -in_ % columns, 0, -out % rows), value=float(scores.min()))
+        return self.choose(filled, pattern, count)[:out, :in_]
 
     def solution(
         self,
@@ -106,7 +125,6 @@ class AbstractMaskSolver(ABC):
         pattern: AbstractPattern,
         count: Count = "exactly",
         *,
-        edge: Edge = "error",
         keep: Tensor | None = None,
         drop: Tensor | None = None,
         start: MaskSolution | None = None,
@@ -117,7 +135,7 @@ class AbstractMaskSolver(ABC):
             PatternError: this solver proves nothing and takes no constraints.
         """
         raise PatternError(
-            f"{type(self).__name__} gives masks without certificates and takes no edge, keep, drop or start. "
+            f"{type(self).__name__} gives masks without certificates and takes no keep, drop or start. "
             "Take the solver 'transposable' with a pattern such as 2:4t, or leave these out."
         )
 
@@ -145,7 +163,7 @@ def solve_mask(
     solver: str | None = ...,
     *,
     certificate: Literal[False] = ...,
-    edge: Edge = ...,
+    edge: Edge | None = ...,
     keep: Tensor | None = ...,
     drop: Tensor | None = ...,
     start: MaskSolution | None = ...,
@@ -158,7 +176,7 @@ def solve_mask(
     solver: str | None = ...,
     *,
     certificate: Literal[True],
-    edge: Edge = ...,
+    edge: Edge | None = ...,
     keep: Tensor | None = ...,
     drop: Tensor | None = ...,
     start: MaskSolution | None = ...,
@@ -170,7 +188,7 @@ def solve_mask(
     solver: str | None = None,
     *,
     certificate: bool = False,
-    edge: Edge = "error",
+    edge: Edge | None = None,
     keep: Tensor | None = None,
     drop: Tensor | None = None,
     start: MaskSolution | None = None,
@@ -184,9 +202,9 @@ def solve_mask(
         count: `exactly` or `at_most` (positive scores only).
         solver: a registered name; None takes the first exact one, by name, that can.
         certificate: return a `MaskSolution`, whose prices prove that no mask keeps more. Transposable patterns only, as
-            are the arguments below.
-        edge: what becomes of tiles that the edge cuts off: `error` refuses them, `at_most` keeps at most n per row and
-            column, `dense` keeps them whole.
+            are `keep`, `drop` and `start`.
+        edge: what becomes of groups and tiles that the edge cuts off: `error` refuses them, `at_most` keeps at most as
+            many as of whole ones, `dense` keeps them whole; None: what the pattern itself says, `error` for texts.
         keep: bool like `scores`, cells that stay whatever their score.
         drop: bool like `scores`, cells that go.
         start: an earlier solution of similar scores, whose prices are close.
@@ -200,12 +218,13 @@ def solve_mask(
         NumericError: a score is NaN or infinite.
     """
     rule = parse_pattern(pattern)
-    plain = not certificate and edge == "error" and keep is None and drop is None and start is None
+    rule = rule if edge is None else rule.with_edge(edge)
+    plain = not certificate and keep is None and drop is None and start is None
 
     def solved(chosen: AbstractMaskSolver) -> Tensor | MaskSolution:
         if plain and not (chosen.certifies and isinstance(scores, Tensor) and scores.dim() > 2):
             return chosen.solve(scores, rule, count)
-        found = chosen.solution(scores, rule, count, edge=edge, keep=keep, drop=drop, start=start)
+        found = chosen.solution(scores, rule, count, keep=keep, drop=drop, start=start)
         return found if certificate else found.mask
 
     if solver is not None:

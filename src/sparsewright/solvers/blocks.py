@@ -1,10 +1,10 @@
 """Exact block masks: every row group keeps its best blocks of columns, anywhere along `in`."""
 
-from typing import cast, final
+from typing import ClassVar, cast, final
 
 from torch import Tensor
 
-from ..core import AbstractPattern, Block
+from ..core import AbstractPattern, Block, Edge
 from .base import AbstractMaskSolver, Count, solvers
 from .ranking import top_n
 from .sharing import spread, unit_scores
@@ -15,8 +15,10 @@ from .sharing import spread, unit_scores
 class BlockTopN(AbstractMaskSolver):
     """Keep the `round(density * in / columns)` blocks of each row group with the highest summed score.
 
-    Ties go to the lower column.
+    Ties go to the lower column. Blocks that the edge cuts off compete with what they have.
     """
+
+    own_edges: ClassVar[frozenset[Edge]] = frozenset({"at_most"})
 
     def why_not(self, pattern: AbstractPattern) -> list[str]:
         """Blocks only."""
@@ -29,4 +31,4 @@ class BlockTopN(AbstractMaskSolver):
         units = top_n(sums, rule.kept_blocks(scores.shape[1]))
         if count == "at_most":
             units &= sums > 0
-        return spread(units, rule.rows, rule.columns, scores.shape[0])
+        return spread(units, rule.rows, rule.columns, (scores.shape[0], scores.shape[1]))

@@ -2,18 +2,19 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def unit_scores(scores: Tensor, rows: int, columns: int = 1) -> Tensor:
-    """Sum the scores of each unit of `rows` x `columns`; a last row group may be shorter.
+    """Sum the scores of each unit of `rows` x `columns`; the last ones may be cut off and sum over what they have.
 
     Args:
-        scores: `(out, in)`, floating point; `in` is a multiple of `columns`.
+        scores: `(out, in)`, floating point.
         rows: consecutive rows of a unit.
         columns: consecutive columns of a unit.
 
     Returns:
-        `(ceil(out / rows), in / columns)`: the scores themselves for units of one weight, else float64.
+        `(ceil(out / rows), ceil(in / columns))`: the scores themselves for units of one weight, else float64.
     """
     if rows == columns == 1:
         return scores
@@ -25,15 +26,15 @@ def unit_scores(scores: Tensor, rows: int, columns: int = 1) -> Tensor:
         total[: line.shape[0]] += line
     if columns == 1:
         return total
-    split = total.unflatten(1, (-1, columns))
+    split = functional.pad(total, (0, -in_ % columns)).unflatten(1, (-1, columns))
     summed: Tensor = split[..., 0].clone()
     for column in range(1, columns):
         summed += split[..., column]
     return summed
 
 
-def spread(units: Tensor, rows: int, columns: int, out: int) -> Tensor:
-    """The mask of weights from the mask of units: `(ceil(out / rows), in / columns)` -> `(out, in)`."""
+def spread(units: Tensor, rows: int, columns: int, shape: tuple[int, int]) -> Tensor:
+    """The mask of weights of a shape `(out, in)` from the mask of units `(ceil(out / rows), ceil(in / columns))`."""
     if columns > 1:
-        units = units.repeat_interleave(columns, dim=1)
-    return units.repeat_interleave(rows, dim=0)[:out] if rows > 1 else units
+        units = units.repeat_interleave(columns, dim=1)[:, : shape[1]]
+    return units.repeat_interleave(rows, dim=0)[: shape[0]] if rows > 1 else units

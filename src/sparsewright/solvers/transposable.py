@@ -9,14 +9,14 @@ arXiv:2102.08124; TSENOR, arXiv:2505.23949, which solves it approximately.
 import importlib.util
 import math
 from dataclasses import replace
-from typing import cast, final, get_args
+from typing import ClassVar, cast, final, get_args
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..core import AbstractPattern, PatternError, Transposable, require_finite
-from .base import AbstractMaskSolver, Count, Edge, MaskSolution, require_count, solvers
+from ..core import AbstractPattern, Edge, PatternError, Transposable, require_finite
+from .base import AbstractMaskSolver, Count, MaskSolution, require_count, solvers
 from .sharing import spread, unit_scores
 from .transposable_torch import infeasible, solve_tiles_in_torch
 
@@ -34,6 +34,7 @@ class ExactTransposable(AbstractMaskSolver):
 
     certifies = True
     finds_infinities = True
+    own_edges: ClassVar[frozenset[Edge]] = frozenset({"at_most", "dense"})
 
     def why_not(self, pattern: AbstractPattern) -> list[str]:
         """Transposable N:M up to M = 64."""
@@ -44,9 +45,12 @@ class ExactTransposable(AbstractMaskSolver):
     def choose(self, scores: Tensor, pattern: AbstractPattern, count: Count) -> Tensor:
         """Without the certificate."""
         rule = cast(Transposable, pattern)
+        shape = (scores.shape[0], scores.shape[1])
+        if rule.size > 1 and rule.cuts(shape):
+            return self._with_edges(scores, rule, count)
         units = unit_scores(scores, rule.size, rule.size)
-        mask = _solve(units, (rule.m, rule.m), (rule.n, rule.n), count, "error", None, None, None, False).mask
-        return spread(mask, rule.size, rule.size, scores.shape[0])
+        mask = _solve(units, (rule.m, rule.m), (rule.n, rule.n), count, rule.edge, None, None, None, False).mask
+        return spread(mask, rule.size, rule.size, shape)
 
     def solution(
         self,
@@ -54,7 +58,6 @@ class ExactTransposable(AbstractMaskSolver):
         pattern: AbstractPattern,
         count: Count = "exactly",
         *,
-        edge: Edge = "error",
         keep: Tensor | None = None,
         drop: Tensor | None = None,
         start: MaskSolution | None = None,
@@ -65,12 +68,11 @@ class ExactTransposable(AbstractMaskSolver):
         """
         self._check(scores, pattern, count)
         rule = cast(Transposable, pattern)
-        if edge == "error":
-            pattern.require_fit((scores.shape[-2], scores.shape[-1]), "scores")
+        pattern.require_fit((scores.shape[-2], scores.shape[-1]), "scores")
         if rule.size > 1:
-            return self._by_blocks(scores, rule, count, edge, keep, drop, start)
+            return self._by_blocks(scores, rule, count, keep, drop, start)
         return solve_tiles(
-            scores, (rule.m, rule.m), (rule.n, rule.n), count, edge=edge, keep=keep, drop=drop, start=start
+            scores, (rule.m, rule.m), (rule.n, rule.n), count, edge=rule.edge, keep=keep, drop=drop, start=start
         )
 
     def _by_blocks(
@@ -78,14 +80,16 @@ class ExactTransposable(AbstractMaskSolver):
         scores: Tensor,
         rule: Transposable,
         count: Count,
-        edge: Edge,
         keep: Tensor | None,
         drop: Tensor | None,
         start: MaskSolution | None,
     ) -> MaskSolution:
         size, (out, in_) = rule.size, scores.shape[-2:]
-        if out % size or in_ % size:
-            raise PatternError(f"{rule} takes whole blocks of {size} x {size}, got scores of {out} x {in_}. Pad them.")
+        if rule.cuts((out, in_)):
+            raise PatternError(
+                f"Certificates and forced weights of {rule} take whole tiles of {rule.tile[0]} x {rule.tile[1]}, got "
+                f"scores of {out} x {in_}. Pad them, or leave these out."
+            )
         flat = scores.detach().reshape(-1, out, in_)
         units = torch.stack([unit_scores(matrix, size, size) for matrix in flat])
         units = units.view(*scores.shape[:-2], out // size, in_ // size)
@@ -93,9 +97,7 @@ class ExactTransposable(AbstractMaskSolver):
             None if cells is None else cells.unflatten(-1, (-1, size)).any(-1).unflatten(-2, (-1, size)).any(-2)
             for cells in (keep, drop)
         ]
-        found = self.solution(
-            units, Transposable(rule.n, rule.m), count, edge=edge, keep=forced[0], drop=forced[1], start=start
-        )
+        found = self.solution(units, Transposable(rule.n, rule.m), count, keep=forced[0], drop=forced[1], start=start)
         mask = found.mask.repeat_interleave(size, dim=-1).repeat_interleave(size, dim=-2)
         return replace(found, mask=mask)
 

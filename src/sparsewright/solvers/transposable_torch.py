@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core import PatternError
-from .base import Count, Edge, MaskSolution
+from ..core import Edge, PatternError
+from .base import Count, MaskSolution
 from .tiling import cut_tiles, join_tiles
 
 _SWEEPS = 10

@@ -29,4 +29,4 @@ class VectorTopN(AbstractMaskSolver):
         units = top_n(sums.unflatten(1, (-1, rule.m)), rule.n).flatten(1)
         if count == "at_most":
             units &= sums > 0
-        return spread(units, rule.group, 1, scores.shape[0])
+        return spread(units, rule.group, 1, (scores.shape[0], scores.shape[1]))

@@ -1,6 +1,6 @@
 """Floor 3: one file per method that removes weights; importing this package registers them all."""
 
-from . import alps, magnitude, sparsegpt, wanda
+from . import alps, auto, learned, magnitude, sparsegpt, wanda
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
 from .gram import reconstruction_error
 from .reconstruct import reconstruct
@@ -10,6 +10,8 @@ __all__ = [
     "Needs",
     "Sparsified",
     "alps",
+    "auto",
+    "learned",
     "magnitude",
     "reconstruct",
     "reconstruction_error",

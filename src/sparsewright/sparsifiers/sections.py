@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from ..core import NM, NMG, AbstractPattern, Block, PatternError, Transposable, Unstructured
@@ -60,16 +61,18 @@ class GroupCounts(AbstractSections):
     """Blocks: as many units per row group and section as the first look gave it."""
 
     units: Tensor
-    rows: int
-    columns: int
+    pattern: Block
     width: int
 
     def choose(self, scores: Tensor, start: int) -> Tensor:
-        """The best units of each row group by their summed score."""
-        sums = unit_scores(scores, self.rows, self.columns)
-        first = start // self.columns
+        """The best units of each row group by their summed score, after a cut off one that stays dense."""
+        rows, columns = self.pattern.rows, self.pattern.columns
+        sums = unit_scores(scores, rows, columns)
+        if self.pattern.edge == "dense" and scores.shape[1] % columns:
+            sums[:, -1] = torch.inf
+        first = start // columns
         counts = self.units[:, first : first + sums.shape[1]].sum(1)
-        return spread(top_counts(sums, counts), self.rows, self.columns, scores.shape[0])
+        return spread(top_counts(sums, counts), rows, columns, (scores.shape[0], scores.shape[1]))
 
 
 def sections(pattern: AbstractPattern, saliency: Tensor) -> AbstractSections:
@@ -92,5 +95,5 @@ def sections(pattern: AbstractPattern, saliency: Tensor) -> AbstractSections:
         case Block():
             units = solve_mask(saliency, pattern)[:: pattern.rows, :: pattern.columns]
             width = max(1, LAZY_COLUMNS // pattern.columns) * pattern.columns
-            return GroupCounts(units, pattern.rows, pattern.columns, width)
+            return GroupCounts(units, pattern, width)
     raise PatternError(f"A column sweep cannot mask {pattern}. Use the sparsifier 'wanda' or 'magnitude' for it.")

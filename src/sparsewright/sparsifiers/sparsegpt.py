@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core import AbstractPattern, LayerStats
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import factors
+from .gram import Factors, factors
 from .reconstruct import solve_kept
+from .rounding import round_kept
 from .sections import LAZY_COLUMNS, AbstractSections, sections
 
 
@@ -26,8 +27,16 @@ class SparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns, then solve for the kept weights."""
-        mask, swept, gram = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
-        return Sparsified(mask, solve_kept(swept, mask, weight.double(), gram).to(weight.dtype))
+        mask, swept, known = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
+        solved = solve_kept(swept, mask, weight.double(), known.gram)
+        return Sparsified(mask, solved.to(weight.dtype), {"damping": known.damping})
+
+    def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
+        """The same, then each kept weight is rounded so that it makes up for the others' rounding."""
+        mask, swept, known = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
+        dense = weight.double()
+        rounded = round_kept(solve_kept(swept, mask, dense, known.gram), mask, dense, known.gram)
+        return Sparsified(mask, rounded.to(weight.dtype), {"damping": known.damping})
 
 
 @final
@@ -39,18 +48,18 @@ class PlainSparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns."""
-        mask, swept, _ = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
-        return Sparsified(mask, swept.to(weight.dtype))
+        mask, swept, known = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
+        return Sparsified(mask, swept.to(weight.dtype), {"damping": known.damping})
 
 
 def _mask_and_sweep(
     weight: Tensor, stats: LayerStats, pattern: AbstractPattern, layer: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask, corrected weight and damped gram matrix."""
-    gram, inverse, factor = factors(stats, layer, weight.device)
+) -> tuple[Tensor, Tensor, Factors]:
+    """Mask, corrected weight and the factors of the gram matrix."""
+    known = factors(stats, layer, weight.device)
     dense = weight.double()
-    mask, swept = _sweep(dense, factor, sections(pattern, dense.square() / inverse.diagonal()))
-    return mask, swept, gram
+    mask, swept = _sweep(dense, known.upper, sections(pattern, dense.square() / known.inverse.diagonal()))
+    return mask, swept, known
 
 
 def _sweep(dense: Tensor, factor: Tensor, plan: AbstractSections) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ..core import AbstractPattern, DataError, NumericError, PatternError, parse_pattern
+from ..layouts import pack
 from ..solvers import solve_mask
 from ..sparsifiers import AbstractSparsifier, reconstruction_error
 from .examples import PATTERN_TEXTS, SHAPES, Shape, kept_exactly, sample_scores, sample_stats, sample_weight
@@ -41,6 +42,27 @@ class SparsifierContract:
             assert bool((result.weight[~result.mask] == 0).all()), str(pattern)
             assert bool(torch.isfinite(result.weight).all()), str(pattern)
             assert result.weight.dtype == weight.dtype
+
+    @pytest.mark.parametrize("pattern", ["2:4", "2:4t"])
+    def test_what_the_end_cuts_off_keeps_at_most_as_much_or_stays_dense(
+        self, sparsifier: AbstractSparsifier, pattern: str
+    ) -> None:
+        rule = parse_pattern(pattern)
+        weight, stats = sample_weight((10, 23)), sample_stats(23)
+        at_most = sparsifier.sparsify(weight, stats, pattern, edge="at_most")
+        assert rule.check_mask(at_most.mask) == []
+        assert bool((at_most.weight[~at_most.mask] == 0).all())
+        dense = sparsifier.sparsify(weight, stats, pattern, edge="dense")
+        assert rule.with_edge("dense").check_mask(dense.mask) == []
+        assert bool(dense.mask[:, 20:].all())
+
+    @pytest.mark.parametrize("pattern", ["2:4", "50%"])
+    def test_weights_of_int8_come_through_packing_to_the_last_bit(
+        self, sparsifier: AbstractSparsifier, pattern: str
+    ) -> None:
+        found = sparsifier.sparsify(sample_weight((24, 32)), sample_stats(32), pattern, value_dtype="int8")
+        packed = pack(found.weight, found.mask, "int8_weights", pattern, torch.int8)
+        assert torch.equal(packed.unpack(), found.weight)
 
     def test_the_weight_that_came_is_not_changed(self, sparsifier: AbstractSparsifier) -> None:
         weight = sample_weight((48, 96)).requires_grad_()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from ..core import DataError, ModelError, NumericError, RecipeError
 from ..models import Batch, as_batch, eval_mode
 from .checkpoint import Checkpoint, read_checkpoint, run_digest, write_checkpoint
 from .keep_masks import KeptMasks
+from .learning_rate import choose_rate
 from .losses import AbstractDistillation, Answer, distillations
 from .masked_weights import masked_weights
 
 TIMED_STEPS = 4
+# Batches that a trial of a learning rate is judged on.
+JUDGED_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Recovery:
         losses: loss of every step, in order.
         seconds: wall time of this process's share.
         resumed_at: the step this process began with; 0 for a fresh run.
+        lr: the peak learning rate, also where `auto` chose it.
     """
 
     steps: int
     losses: list[float]
     seconds: float
     resumed_at: int
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Settings:
 
     steps: int | None
     minutes: float | None
-    lr: float
+    lr: float | Literal["auto"]
     warmup: float
     weight_decay: float
     clip: float
@@ -67,7 +72,7 @@ def recover(
     steps: int | None = None,
     family: str | AbstractDistillation = "encoder",
     blocks: Sequence[str] = (),
-    lr: float = 3e-4,
+    lr: float | Literal["auto"] = 3e-4,
     warmup: float = 0.1,
     weight_decay: float = 0.0,
     clip: float = 1.0,
@@ -91,7 +96,8 @@ def recover(
         family: name in the registry `distillations`, or a distillation of your own.
         blocks: names of submodules whose outputs are compared too (usually the transformer blocks, in run order).
         lr: peak learning rate of AdamW; it rises linearly over the first `warmup` share of the steps and falls
-            linearly to zero at the last.
+            linearly to zero at the last. `auto` tries three for a twentieth of the steps each, 20 at most, from the
+            same start; the choice is kept in the checkpoint and in the result.
         warmup: share of the steps, 0..1.
         weight_decay: of AdamW.
         clip: largest gradient norm.
@@ -123,10 +129,11 @@ def recover(
             "A recovery budget is a whole number of steps, at least one, or minutes above zero, got "
             f"minutes={minutes}, steps={steps}."
         )
-    if not (0 < lr < math.inf and 0 <= warmup <= 1 and clip > 0 and weight_decay >= 0 and seed >= 0):
+    rated = lr == "auto" if isinstance(lr, str) else 0 < lr < math.inf
+    if not (rated and 0 <= warmup <= 1 and clip > 0 and weight_decay >= 0 and seed >= 0):
         raise RecipeError(
-            "Recovery takes lr and clip above zero, warmup from 0 to 1, weight_decay and seed of at least 0, got "
-            f"lr={lr}, clip={clip}, warmup={warmup}, weight_decay={weight_decay}, seed={seed}."
+            "Recovery takes lr (or 'auto') and clip above zero, warmup from 0 to 1, weight_decay and seed of at least "
+            f"0, got lr={lr}, clip={clip}, warmup={warmup}, weight_decay={weight_decay}, seed={seed}."
         )
     if not batches:
         raise DataError("Recovery needs at least one batch of unlabelled data; the task gave none.")
@@ -149,7 +156,7 @@ def recover(
                     progress(run.step, run.total, loss)
         finally:
             run.close()
-    return Recovery(run.total, run.losses, time.perf_counter() - started, first)
+    return Recovery(run.total, run.losses, time.perf_counter() - started, first, run.lr)
 
 
 class Run:
@@ -173,8 +180,10 @@ class Run:
         self.frozen = [parameter for parameter in self.frozen if id(parameter) not in chosen]
         for parameter in self.frozen:
             parameter.requires_grad_(False)
+        # 0 until `begin` chooses it.
+        self.lr = 0.0 if settings.lr == "auto" else settings.lr
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            self.trained.values(), lr=self.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.kept_masks = KeptMasks(masked, self.optimizer)
         self.step, self.total = 0, settings.steps or 0
@@ -190,11 +199,34 @@ class Run:
         self.digest = run_digest(settings, (tensor for tensor in tensors if is_plain(tensor)))
         if path is not None and path.exists():
             self._restore(read_checkpoint(path, self.digest))
-        elif self.settings.minutes is not None:
+            return self.step
+        if self.settings.minutes is not None:
             self.total = self._steps_in(self.settings.minutes * 60.0)
-            if path is not None:
-                self.save(path)
+        if self.settings.lr == "auto":
+            self.lr = choose_rate(self._trial, self.total)
+        if path is not None and (self.settings.minutes is not None or self.settings.lr == "auto"):
+            self.save(path)
         return self.step
+
+    def _trial(self, rate: float, steps: int) -> float:
+        """Train a few steps at a rate, judge the loss on the batches that come next, and put everything back."""
+        total, random = self.total, torch.get_rng_state()
+        start = [parameter.detach().clone() for parameter in self.trained.values()]
+        self.lr, self.total = rate, steps
+        try:
+            for _ in range(steps):
+                self.advance()
+            with torch.no_grad():
+                losses = [self._loss(self._batch(steps + number)).item() for number in range(JUDGED_BATCHES)]
+            return sum(losses) / len(losses)
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.trained.values(), start):
+                    parameter.copy_(value)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.state.clear()
+            self.total, self.step, self.losses = total, 0, []
+            torch.set_rng_state(random)
 
     def advance(self) -> float:
         """One optimiser step; the loss before it.
@@ -203,13 +235,13 @@ class Run:
             NumericError: the loss or a gradient is NaN or infinite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * schedule(self.step, self.total, self.settings.warmup)
+            group["lr"] = self.lr * schedule(self.step, self.total, self.settings.warmup)
         loss = self._backward(self._batch(self.step))
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
         if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
             raise NumericError(
                 f"Recovery met a loss of {loss} and a gradient norm of {float(norm)} at step {self.step + 1}. "
-                f"Lower the learning rate (now {self.settings.lr}), or check the model and the batches for NaN."
+                f"Lower the learning rate (now {self.lr}), or check the model and the batches for NaN."
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -218,11 +250,14 @@ class Run:
         return loss
 
     def _backward(self, batch: Batch) -> float:
-        with torch.no_grad():
-            theirs = answer(self.teacher, batch, self.blocks)
-        loss = self.distillation.loss(answer(self.model, batch, self.blocks), theirs, batch.kwargs)
+        loss = self._loss(batch)
         loss.backward()
         return loss.item()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            theirs = answer(self.teacher, batch, self.blocks)
+        return self.distillation.loss(answer(self.model, batch, self.blocks), theirs, batch.kwargs)
 
     def _batch(self, step: int) -> Batch:
         epoch, place = divmod(step, len(self.batches))
@@ -255,13 +290,13 @@ class Run:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = value
         tensors["random"] = torch.get_rng_state()
-        write_checkpoint(
-            path, tensors, {"digest": self.digest, "step": self.step, "total": self.total, "losses": self.losses}
-        )
+        state = {"digest": self.digest, "step": self.step, "total": self.total, "losses": self.losses, "lr": self.lr}
+        write_checkpoint(path, tensors, state)
 
     def _restore(self, saved: Checkpoint) -> None:
         self.step, self.total = int(saved.state["step"]), int(saved.state["total"])
         self.losses = [float(loss) for loss in saved.state["losses"]]
+        self.lr = float(saved.state["lr"])
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(saved.tensors[f"weight/{name}"])

@@ -1,0 +1,166 @@
+"""`adopt_masks_`: earlier work taken over: masks, or the zeros in the weights, become a plan without pruning again."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from ..core import AbstractPattern, Dense, LayerPlan, ModelError, PatternError, Plan, suggest
+from ..layouts import recognise
+from ..solvers import solve_mask
+from .adapters import layers
+from .layer_ref import LayerRef
+from .mask_sources import MASK_SUFFIX, ORIGINAL, as_mask, folded, known_layer, pruned_modules, read_arrays
+from .sparsify import LayerResult, SparsifyResult, relative_error
+
+# What `LayerResult.sparsifier` says of adopted layers.
+ADOPTED = "adopted"
+# Fewer zeros than this share of a weight are chance, not a pattern.
+_LEAST_ZEROS = 0.01
+
+
+def adopt_masks_(
+    model: nn.Module,
+    masks: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> SparsifyResult:
+    """Take over what was pruned elsewhere, in place: afterwards the model is as `sparsify_` leaves one.
+
+    Without `masks`, modules of `torch.nn.utils.prune` give theirs and become plain again, layers with a `weight_mask`
+    of ours keep it, and elsewhere the zeros in the weights are the mask. The pattern is the tightest one that each mask
+    obeys; a few exact zeros among what a pattern keeps stay kept.
+
+    Args:
+        model: any module.
+        masks: layer name (also with `.weight`, `.mask` or `.weight_mask` behind) -> array of 0 (removed) and 1 (kept)
+            in the shape of the weight; or a `.safetensors` or `.npz` file of such arrays; or a state dict with
+            `weight_orig` and `weight_mask`, whose other tensors are loaded too.
+        include, exclude: names or `re:EXPRESSION`, see `layers`; for zeros only.
+
+    Returns:
+        Plan and layers as of `sparsify_`; `error` is what a mask took that was not zero yet, relative to the weight.
+
+    Raises:
+        ModelError: nothing is sparse, a mask is for no layer, of another shape, or not of 0 and 1; the model is as it
+            was.
+        FileError: the file is missing, damaged, or holds pickled or too large arrays.
+    """
+    started = time.perf_counter()
+    given = None if masks is None else _given(model, masks)
+    if given is not None and any(key.endswith(ORIGINAL) for key in given):
+        state = {key: value if isinstance(value, Tensor) else torch.as_tensor(value) for key, value in given.items()}
+        given = {key: value for key, value in state.items() if key.endswith(MASK_SUFFIX)}
+        own = _checked_state(model, folded(state))
+        chosen = _named(layers(model, mask_only=True), given)
+        model.load_state_dict(own, strict=False)
+    elif given is not None:
+        chosen = _named(layers(model, mask_only=True), given)
+    else:
+        chosen = _found(model, include, exclude)
+    if not chosen:
+        raise ModelError(
+            "No layer of this model is masked or has zeros enough to be sparse. Pass masks, or call sparsify_."
+        )
+    done, planned = {}, {}
+    for ref, mask, pattern in chosen:
+        before = ref.get_weight().clone()
+        ref.set_weight(before, mask, pattern)
+        error = relative_error(before, ref.get_weight(), None)
+        density = float(mask.sum()) / mask.numel()
+        done[ref.name] = LayerResult(str(pattern), ADOPTED, density, error, 0.0)
+        planned[ref.name] = LayerPlan(pattern)
+    skipped = {
+        ref.name: ref.skipped_reason or "no mask, and hardly a zero"
+        for ref in layers(model, mask_only=True)
+        if ref.name not in done
+    }
+    return SparsifyResult(Plan(planned), done, skipped, time.perf_counter() - started)
+
+
+def _given(model: nn.Module, masks: Any) -> dict[str, Any]:
+    if isinstance(masks, Mapping):
+        return dict(masks)
+    if not isinstance(masks, str | os.PathLike):
+        raise ModelError(f"Masks are a mapping from layer names to arrays or a file, got {type(masks).__name__}.")
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    sizes |= {ref.name: ref.shape[0] * ref.shape[1] for ref in layers(model)}
+    return dict(read_arrays(Path(masks), sizes))
+
+
+def _checked_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state itself, once every tensor is known to fit the model."""
+    own = model.state_dict()
+    for key, value in state.items():
+        if key not in own:
+            raise ModelError(f"The masks' state holds {key!r}, which this model does not have. {suggest(key, own)}")
+        if own[key].shape != value.shape:
+            raise ModelError(
+                f"{key} has the shape {tuple(own[key].shape)} in this model, got {tuple(value.shape)}. "
+                "Build the model that was pruned."
+            )
+    return dict(state)
+
+
+Chosen = list[tuple[LayerRef, Tensor, AbstractPattern]]
+
+
+def _named(refs: Sequence[LayerRef], masks: Mapping[str, Any]) -> Chosen:
+    by_name = {ref.name: ref for ref in refs}
+    chosen: Chosen = []
+    for key, values in masks.items():
+        ref = by_name[known_layer(key, by_name)]
+        mask = as_mask(values, ref.name)
+        stored = ref.module._parameters.get("weight")
+        if stored is None or ref.shape == (0, 0) or (ref.skipped_reason and not ref.may_ask):
+            raise ModelError(f"{ref.name} cannot take a mask: {ref.skipped_reason or 'it has no plain weight'}.")
+        if mask.shape != stored.shape:
+            raise ModelError(
+                f"The mask of {ref.name} must have its weight's shape {tuple(stored.shape)}, got {tuple(mask.shape)}."
+            )
+        matrix = ref.view.matrix(mask.to(stored.device))
+        if not bool(matrix.any()):
+            raise ModelError(f"The mask of {ref.name} keeps nothing. Masks hold 1 where a weight is kept: invert them?")
+        pattern = recognise(matrix)
+        if not isinstance(pattern, Dense):
+            chosen.append((ref, matrix, pattern))
+    return chosen
+
+
+def _found(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> Chosen:
+    """Masks of the model's own: of torch's pruning, of ours, and zeros."""
+    pruned = pruned_modules(model)
+    masks = {name: as_mask(module._buffers["weight_mask"], name) for name, module in pruned.items()}
+    for module in pruned.values():
+        prune.remove(module, "weight")
+    refs = layers(model, mask_only=True)
+    # Modules that are no layers of ours keep their zeros without a mask.
+    able = {ref.name for ref in refs if not ref.skipped_reason or ref.may_ask}
+    chosen = _named(refs, {name: mask for name, mask in masks.items() if name in able})
+    for ref in layers(model, include, exclude, mask_only=True):
+        if ref.name in masks or ref.skipped_reason:
+            continue
+        mask = ref.get_mask()
+        found = (mask.contiguous(), recognise(mask)) if mask is not None else _from_zeros(ref.get_weight())
+        if found is not None and not isinstance(found[1], Dense):
+            chosen.append((ref, *found))
+    return chosen
+
+
+def _from_zeros(weight: Tensor) -> tuple[Tensor, AbstractPattern] | None:
+    """What is not zero, filled up to the pattern's count where that drops nothing; None where hardly a zero is."""
+    kept = weight != 0
+    if int((~kept).sum()) < _LEAST_ZEROS * kept.numel() or not bool(kept.any()):
+        return None
+    pattern = recognise(kept)
+    try:
+        full = solve_mask(kept.float(), pattern, edge="at_most")
+    except PatternError:
+        return kept, pattern
+    return (full if bool((full | ~kept).all()) else kept), pattern
