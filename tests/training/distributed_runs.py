@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparsewright import keep_masks_, pack, sparsify_
 from sparsewright.core import KernelError, ModelError
 from sparsewright.nn import SparseTensor, as_parameter, masks, packed_parameters
-from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook
+from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook, sparse_training_
 
 STEPS = 20
 RULES = {"0": "50%", "3": "2:4x4", "5": "25%"}
@@ -157,6 +157,59 @@ def different_masks(rank: int) -> str:
     return ""
 
 
+MOVING = ("gradual", "set", "rigl", "sr_ste")
+MOVING_RULES = {"0": "50%", "3": "2:4t", "5": "25%"}
+
+
+def moving_run(schedule: str, kind: str, rank: int | None) -> dict[str, Any]:
+    """Eight steps of a schedule, under the model alone, DDP, DDP that sends kept gradients, or FSDP2."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 63)
+    )
+    sparsify_(model, MOVING_RULES)
+    network: nn.Module = model
+    traffic = None
+    if kind == "ddp":
+        network = DistributedDataParallel(model)
+    elif kind.startswith("kept"):
+        network, found = data_parallel(model)
+        traffic = found if kind == "kept" else None
+    elif kind == "fsdp":
+        mesh = init_device_mesh("cpu", (2,))
+        for number in (3, 5):
+            fully_shard(model[number], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.1)
+    training = sparse_training_(model, optimizer, MOVING_RULES, schedule=schedule, every=2, total=8, traffic=traffic)
+    obeyed = True
+    for step in range(8):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.mse_loss(network(share(rank, x)), share(rank, y)).backward()
+        optimizer.step()
+        for layer in training.layers.values():
+            obeyed &= not layer.matrix(layer.parameter)[~layer.mask].any()
+    training.finish()
+    obeyed &= all(not layer.pattern.check_mask(layer.mask) for layer in training.layers.values())
+    return {"state": whole_state(model), "masks": {n: m.clone() for n, m in masks(model).items()}, "obeyed": obeyed}
+
+
+def moving_runs(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        schedule: {kind: moving_run(schedule, kind, rank) for kind in ("ddp", "kept", "fsdp")} for schedule in MOVING
+    }
+    for schedule in ("rigl", "sr_ste"):
+        try:
+            moving_run(schedule, "kept without a word", rank)
+        except ModelError as error:
+            found[schedule]["refused"] = str(error)
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     """Everything one process does, in one start of Python, because that costs more than the runs."""
     torch.set_num_threads(1)
@@ -168,6 +221,7 @@ def work(rank: int, folder: str) -> None:
             "packed": frozen_packed_runs(rank),
             "different": different_masks(rank),
             "trained": trained_packed(),
+            "moving": moving_runs(rank),
         }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:

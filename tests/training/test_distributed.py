@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_runs import RULES, STEPS, make_model, train, whole_state, work
+from distributed_runs import MOVING, RULES, STEPS, make_model, moving_run, train, whole_state, work
 from torch import Tensor
 
 from sparsewright.nn import masks
@@ -118,3 +118,33 @@ def test_masks_that_differ_between_processes_are_refused(ranks: list[dict[str, A
 def test_packed_weights_that_would_train_apart_are_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["trained"].startswith("DDP shares no gradients of packed weights, but 3.weight requires them")
+
+
+@pytest.mark.parametrize("kind", ["ddp", "kept", "fsdp"])
+@pytest.mark.parametrize("schedule", MOVING)
+def test_moving_masks_and_weights_are_equal_on_both_ranks(
+    ranks: list[dict[str, Any]], schedule: str, kind: str
+) -> None:
+    first, second = (rank["moving"][schedule][kind] for rank in ranks)
+    assert same_bits(first["state"], second["state"])
+    assert same_bits(first["masks"], second["masks"])
+    assert first["obeyed"]
+    assert second["obeyed"]
+
+
+@pytest.mark.parametrize("schedule", MOVING)
+def test_masks_move_over_two_processes_as_they_do_in_one(ranks: list[dict[str, Any]], schedule: str) -> None:
+    alone = moving_run(schedule, "alone", None)
+    for kind in ("ddp", "kept", "fsdp"):
+        found = ranks[0]["moving"][schedule][kind]["masks"]
+        for name, mask in alone["masks"].items():
+            # Means of gradients in another order: places that are as good as each other may change sides.
+            assert float((found[name] == mask).float().mean()) > 0.97, (kind, name)
+
+
+@pytest.mark.parametrize("schedule", ["rigl", "sr_ste"])
+def test_gradients_of_dropped_weights_that_do_not_travel_are_missed_aloud(
+    ranks: list[dict[str, Any]], schedule: str
+) -> None:
+    for rank in ranks:
+        assert "pass its second result as traffic=" in rank["moving"][schedule]["refused"]

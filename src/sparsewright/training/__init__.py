@@ -1,26 +1,58 @@
 """Floor 8: give back by training what sparsity took."""
 
+from .callbacks import lightning_callback, trainer_callback
 from .distributed import GradientTraffic, KeptGradients, data_parallel, kept_gradients_hook
 from .keep_masks import KeptMasks, keep_masks_
 from .losses import AbstractDistillation, Answer, distillations
 from .masked_weights import MaskedWeight, masked_weights
 from .reconstruct import LayerFit, reconstruct
 from .recover import Recovery, recover
+from .schedules import (
+    AbstractSchedule,
+    Fixed,
+    Gradual,
+    MaskChange,
+    OneShot,
+    Periodic,
+    RigL,
+    SparseEvolutionary,
+    SparseRefined,
+    Timing,
+    exchange,
+    schedules,
+)
+from .sparse_training import SparseTraining, sparse_training_
 
 __all__ = [
     "AbstractDistillation",
+    "AbstractSchedule",
     "Answer",
+    "Fixed",
     "GradientTraffic",
+    "Gradual",
     "KeptGradients",
     "KeptMasks",
     "LayerFit",
+    "MaskChange",
     "MaskedWeight",
+    "OneShot",
+    "Periodic",
     "Recovery",
+    "RigL",
+    "SparseEvolutionary",
+    "SparseRefined",
+    "SparseTraining",
+    "Timing",
     "data_parallel",
     "distillations",
+    "exchange",
     "keep_masks_",
     "kept_gradients_hook",
+    "lightning_callback",
     "masked_weights",
     "reconstruct",
     "recover",
+    "schedules",
+    "sparse_training_",
+    "trainer_callback",
 ]
