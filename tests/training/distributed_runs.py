@@ -1,5 +1,6 @@
 """What each of two gloo processes does in the distributed tests; results go to files that the tests read."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,44 @@ def moving_run(schedule: str, kind: str, rank: int | None) -> dict[str, Any]:
     return {"state": whole_state(model), "masks": {n: m.clone() for n, m in masks(model).items()}, "obeyed": obeyed}
 
 
+def resumed_shards(schedule: str) -> bool:
+    """Whether a sharded model that was never sparsified ends with the same bits after a stop."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    ends: list[dict[str, Tensor]] = []
+    saved: tuple[Any, Any, Any] | None = None
+    for first in (0, 5):
+        torch.manual_seed(first)
+        model = nn.Sequential(nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 63))
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        rules = {"0": "2:4t", "2": "25%"}
+        training = sparse_training_(model, optimizer, rules, schedule=schedule, every=2, total=8)
+        if saved is not None:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+            training.load_state_dict(saved[2])
+        for step in range(first, 8):
+            if step == 5 and saved is None:
+                weights = {name: value.clone() for name, value in model.state_dict().items()}
+                saved = (weights, copy.deepcopy(optimizer.state_dict()), training.state_dict())
+            generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+            x = torch.randn(8, 128, generator=generator)
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        training.finish()
+        ends.append({**whole_state(model), **masks(model)})
+    return all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def moving_runs(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         schedule: {kind: moving_run(schedule, kind, rank) for kind in ("ddp", "kept", "fsdp")} for schedule in MOVING
     }
+    for schedule in ("gradual", "rigl", "sr_ste"):
+        found[schedule]["resumed"] = resumed_shards(schedule)
     for schedule in ("rigl", "sr_ste"):
         try:
             moving_run(schedule, "kept without a word", rank)

@@ -148,3 +148,8 @@ def test_gradients_of_dropped_weights_that_do_not_travel_are_missed_aloud(
 ) -> None:
     for rank in ranks:
         assert "pass its second result as traffic=" in rank["moving"][schedule]["refused"]
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "rigl", "sr_ste"])
+def test_sharded_training_under_a_schedule_resumes_to_the_same_bits(ranks: list[dict[str, Any]], schedule: str) -> None:
+    assert all(rank["moving"][schedule]["resumed"] for rank in ranks)

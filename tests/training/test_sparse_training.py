@@ -301,3 +301,22 @@ def test_packed_2_4t_weights_train_along_the_curve_of_the_masked_dense_ones() ->
     assert float(curves[0][:10].mean()) > 2 > 0.3 > float(curves[0][-10:].mean())
     # Sums in another order, through 200 steps of an optimiser that divides by the gradient's size.
     torch.testing.assert_close(curves[1], curves[0], rtol=2e-3, atol=2e-4)
+
+
+def test_the_layers_that_take_part_are_those_that_sparsify_would_choose() -> None:
+    choices: list[dict[str, Any]] = [
+        {},
+        {"include": ["conv"]},
+        {"exclude": ["second"]},
+        {"filter_fn": lambda module, name: name == "second"},
+    ]
+    seen = []
+    for choice in choices:
+        model = Small()
+        training = sparse_training_(model, SGD(model.parameters(), lr=0.1), "2:4", schedule="set", **choice)
+        assert list(training.layers) == list(sparsify_(Small(), "2:4", **choice).layers)
+        assert all(
+            ("weight_mask" in module._buffers) == (name in training.layers) for name, module in model.named_modules()
+        )
+        seen.append(tuple(training.layers))
+    assert len(set(seen)) == 4
