@@ -48,6 +48,7 @@ class SparseTraining:
     Attributes:
         layers: layer name -> the layer and its final pattern.
         schedule: what decides.
+        timing: when masks may change.
         step: optimiser steps that counted so far.
     """
 
@@ -77,7 +78,7 @@ class SparseTraining:
         self._total, self._seed, self._traffic, self._model = total, seed, traffic, model
         # An end that only the trainer knows comes with `attach`.
         known = total is not None or end is not None or not self.schedule.needs_end
-        self._timing = self.schedule.timing(begin, every, end if known else begin, total)
+        self.timing: Timing = self.schedule.timing(begin, every, end if known else begin, total)
         self.layers = {layer.ref.name: layer for layer in scheduled_layers(model, pattern, filter_fn, include, exclude)}
         self.step = 0
         self._kept: KeptMasks | None = None
@@ -86,12 +87,7 @@ class SparseTraining:
         self._gradients: dict[str, Tensor] = {}
         first = {name: self._first_mask(name, layer) for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
-            layer.set_mask(first[name], self.schedule.pattern(layer.pattern, 0, self._timing))
-
-    @property
-    def timing(self) -> Timing:
-        """When masks change."""
-        return self._timing
+            layer.set_mask(first[name], self.schedule.pattern(layer.pattern, 0, self.timing))
 
     @property
     def density(self) -> float:
@@ -116,7 +112,7 @@ class SparseTraining:
             raise ModelError(f"Masks follow a torch.optim.Optimizer, got {type(optimizer).__name__}. Make one first.")
         if self._total is None:
             self._total = total
-        self._timing = self.schedule.timing(*self._asked, self._total)
+        self.timing = self.schedule.timing(*self._asked, self._total)
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, layer in self.layers.items():
             if id(layer.parameter) not in trained:
@@ -149,7 +145,7 @@ class SparseTraining:
         late = {
             name: layer
             for name, layer in self.layers.items()
-            if self.schedule.pattern(layer.pattern, self.step, self._timing) != layer.pattern
+            if self.schedule.pattern(layer.pattern, self.step, self.timing) != layer.pattern
             or layer.pattern.check_mask(layer.mask)
         }
         if late:
@@ -217,7 +213,7 @@ class SparseTraining:
         self.step = int(state["step"])
         for name, layer in self.layers.items():
             layer.prices.columns = state["prices"][name].clone() if name in state["prices"] else None
-            layer.remember(self.schedule.pattern(layer.pattern, self.step, self._timing))
+            layer.remember(self.schedule.pattern(layer.pattern, self.step, self.timing))
         if self._live is not None:
             for name, hidden in self._live.hidden().items():
                 hidden.copy_(state["hidden"][name])
@@ -225,12 +221,12 @@ class SparseTraining:
             self._kept.apply()
 
     def _settings(self) -> dict[str, Any]:
-        begin, every, end = self._timing.begin, self._timing.every, self._timing.end
+        begin, every, end = self.timing.begin, self.timing.every, self.timing.end
         patterns = {name: str(layer.pattern) for name, layer in self.layers.items()}
         return {"schedule": repr(self.schedule), "timing": [begin, every, end], "seed": self._seed, "layers": patterns}
 
     def _first_mask(self, name: str, layer: ScheduledLayer) -> Tensor:
-        rule = self.schedule.pattern(layer.pattern, 0, self._timing)
+        rule = self.schedule.pattern(layer.pattern, 0, self.timing)
         mask = layer.ref.get_mask()
         dense = rule.density == 1
         if mask is not None and not dense and not rule.check_mask(mask):
@@ -252,10 +248,10 @@ class SparseTraining:
             name,
             weight,
             mask,
-            self.schedule.pattern(layer.pattern, self.step, self._timing),
+            self.schedule.pattern(layer.pattern, self.step, self.timing),
             self._gradients.get(name),
             self.step,
-            self._timing,
+            self.timing,
             np.random.default_rng((self._seed, self.step, list(self.layers).index(name))),
             layer.prices,
         )
@@ -270,13 +266,13 @@ class SparseTraining:
         """Whether the gradients of dropped weights are needed in the step under way."""
         if self.schedule.live:
             return True
-        return self.schedule.needs_gradient and self.schedule.due(self.step + 1, self._timing)
+        return self.schedule.needs_gradient and self.schedule.due(self.step + 1, self.timing)
 
     def _before_update(self) -> None:
         """Take the gradients that the schedule wants to see, then let the optimiser see the kept ones only."""
         if not self._wants_gradients():
             return
-        if self.schedule.needs_gradient and self.schedule.due(self.step + 1, self._timing):
+        if self.schedule.needs_gradient and self.schedule.due(self.step + 1, self.timing):
             for name, layer in self.layers.items():
                 # A layer that took no part in this step has a gradient of zero.
                 gradient = layer.parameter.grad
@@ -291,7 +287,7 @@ class SparseTraining:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not was_skipped(optimizer):
             self.step += 1
-            if self.schedule.due(self.step, self._timing):
+            if self.schedule.due(self.step, self.timing):
                 self._renew()
         self._gradients.clear()
 
@@ -322,13 +318,19 @@ class SparseTraining:
 
     def _require_dense_gradients(self) -> None:
         """Refuse to grow by gradients that a communication hook has left out."""
+        missed = False
         for layer in self.layers.values():
             gradient, mask = layer.parameter.grad, layer.mask
-            if gradient is None or is_distributed(gradient) or bool(mask.all()):
+            if gradient is None or bool(mask.all()):
+                continue
+            if is_distributed(gradient):
                 return
-            if bool(layer.matrix(gradient)[~mask].any()):
+            whole = layer.matrix(gradient)
+            if bool(whole[~mask].any()):
                 return
-        raise ModelError(_NO_DENSE_GRADIENTS)
+            missed |= bool(whole[mask].any())
+        if missed:
+            raise ModelError(_NO_DENSE_GRADIENTS)
 
 
 def sparse_training_(
