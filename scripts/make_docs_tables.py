@@ -21,6 +21,7 @@ from sparsewright.models.tasks import tasks
 from sparsewright.pipeline.recipe import Recipe
 from sparsewright.solvers import solvers
 from sparsewright.sparsifiers import sparsifiers
+from sparsewright.training import schedules
 
 PAGE = Path(__file__).parents[1] / "docs" / "tables.md"
 
@@ -45,6 +46,7 @@ SHAPE = (768, 768)
 REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (
     ("Mask solvers", "Scores and a pattern in, a mask out.", solvers),
     ("Sparsifiers", "Weight, layer stats and pattern in; mask and possibly corrected weight out.", sparsifiers),
+    ("Mask schedules", "When masks change during training, and to what.", schedules),
     ("Layouts", "How a masked weight is stored.", layouts),
     ("Targets", "A hardware description with a cost model; a profile file is one too.", targets),
     ("Model adapters", "Which layers a model has, and in which order they run.", adapters),

@@ -44,6 +44,7 @@ def test_options_of_a_task_are_kept_apart() -> None:
         ({"budget": {"max_quality_dorp": 1}}, "no key 'budget.max_quality_dorp'. Did you mean 'max_quality_drop'"),
         ({"recover": {"minutes": 1, "stpes": 3}}, "Did you mean 'steps'"),
         ({"recover": {"minutes": 1, "steps": 3}}, "either minutes or steps"),
+        ({"recover": {"steps": 3, "schedule": "gradual"}}, "recover.schedule: recovery moves masks by fixed"),
         ({"sparsify": {"patterns": ["5:4"]}}, "1 <= n <= m"),
         ({"sparsify": {"patterns": ["two of four"]}}, "is no pattern"),
         ({"budget": {"speedup": 0.5}}, "budget.speedup"),

@@ -1,5 +1,6 @@
 """What each of two gloo processes does in the distributed tests; results go to files that the tests read."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparsewright import keep_masks_, pack, pack_, sparsify_, train_packed_
 from sparsewright.core import KernelError, ModelError
 from sparsewright.nn import SparseTensor, as_parameter, masks, packed_parameters
-from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook
+from sparsewright.training import KeptGradients, data_parallel, kept_gradients_hook, sparse_training_
 
 STEPS = 20
 RULES = {"0": "50%", "3": "2:4x4", "5": "25%"}
@@ -225,6 +226,93 @@ def different_masks(rank: int) -> str:
     return ""
 
 
+MOVING = ("gradual", "set", "rigl", "sr_ste")
+MOVING_RULES = {"0": "50%", "3": "2:4t", "5": "25%"}
+
+
+def moving_run(schedule: str, kind: str, rank: int | None) -> dict[str, Any]:
+    """Eight steps of a schedule, under the model alone, DDP, DDP that sends kept gradients, or FSDP2."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 63)
+    )
+    sparsify_(model, MOVING_RULES)
+    network: nn.Module = model
+    traffic = None
+    if kind == "ddp":
+        network = DistributedDataParallel(model)
+    elif kind.startswith("kept"):
+        network, found = data_parallel(model)
+        traffic = found if kind == "kept" else None
+    elif kind == "fsdp":
+        mesh = init_device_mesh("cpu", (2,))
+        for number in (3, 5):
+            fully_shard(model[number], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.1)
+    training = sparse_training_(model, optimizer, MOVING_RULES, schedule=schedule, every=2, total=8, traffic=traffic)
+    obeyed = True
+    for step in range(8):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        F.mse_loss(network(share(rank, x)), share(rank, y)).backward()
+        optimizer.step()
+        for layer in training.layers.values():
+            obeyed &= not layer.matrix(layer.parameter)[~layer.mask].any()
+    training.finish()
+    obeyed &= all(not layer.pattern.check_mask(layer.mask) for layer in training.layers.values())
+    return {"state": whole_state(model), "masks": {n: m.clone() for n, m in masks(model).items()}, "obeyed": obeyed}
+
+
+def resumed_shards(schedule: str) -> bool:
+    """Whether a sharded model that was never sparsified ends with the same bits after a stop."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    ends: list[dict[str, Tensor]] = []
+    saved: tuple[Any, Any, Any] | None = None
+    for first in (0, 5):
+        torch.manual_seed(first)
+        model = nn.Sequential(nn.Linear(128, 48), nn.Tanh(), nn.Linear(48, 63))
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        rules = {"0": "2:4t", "2": "25%"}
+        training = sparse_training_(model, optimizer, rules, schedule=schedule, every=2, total=8)
+        if saved is not None:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+            training.load_state_dict(saved[2])
+        for step in range(first, 8):
+            if step == 5 and saved is None:
+                weights = {name: value.clone() for name, value in model.state_dict().items()}
+                saved = (weights, copy.deepcopy(optimizer.state_dict()), training.state_dict())
+            generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+            x = torch.randn(8, 128, generator=generator)
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        training.finish()
+        ends.append({**whole_state(model), **masks(model)})
+    return all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def moving_runs(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        schedule: {kind: moving_run(schedule, kind, rank) for kind in ("ddp", "kept", "fsdp")} for schedule in MOVING
+    }
+    for schedule in ("gradual", "rigl", "sr_ste"):
+        found[schedule]["resumed"] = resumed_shards(schedule)
+    for schedule in ("rigl", "sr_ste"):
+        try:
+            moving_run(schedule, "kept without a word", rank)
+        except ModelError as error:
+            found[schedule]["refused"] = str(error)
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     """Everything one process does, in one start of Python, because that costs more than the runs."""
     torch.set_num_threads(1)
@@ -236,6 +324,7 @@ def work(rank: int, folder: str) -> None:
             "packed": frozen_packed_runs(rank),
             "different": different_masks(rank),
             "trained": trained_packed_runs(rank),
+            "moving": moving_runs(rank),
         }
         torch.save(results, Path(folder) / f"rank{rank}.pt")
     finally:

@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_runs import RULES, STEPS, make_model, packed_model, packed_state, train, whole_state, work
+from distributed_runs import (
+    MOVING,
+    RULES,
+    STEPS,
+    make_model,
+    moving_run,
+    packed_model,
+    packed_state,
+    train,
+    whole_state,
+    work,
+)
 from torch import Tensor
 
 from sparsewright.nn import masks
@@ -156,3 +167,38 @@ def test_what_ddp_cannot_do_with_packed_weights_is_told(ranks: list[dict[str, An
     for rank in ranks:
         assert "wrap the model with sparsewright.training.data_parallel(model)" in rank["trained"]["plain DDP"]
         assert rank["trained"]["nothing else"].startswith("DDP wraps models that train something beside packed weights")
+
+
+@pytest.mark.parametrize("kind", ["ddp", "kept", "fsdp"])
+@pytest.mark.parametrize("schedule", MOVING)
+def test_moving_masks_and_weights_are_equal_on_both_ranks(
+    ranks: list[dict[str, Any]], schedule: str, kind: str
+) -> None:
+    first, second = (rank["moving"][schedule][kind] for rank in ranks)
+    assert same_bits(first["state"], second["state"])
+    assert same_bits(first["masks"], second["masks"])
+    assert first["obeyed"]
+    assert second["obeyed"]
+
+
+@pytest.mark.parametrize("schedule", MOVING)
+def test_masks_move_over_two_processes_as_they_do_in_one(ranks: list[dict[str, Any]], schedule: str) -> None:
+    alone = moving_run(schedule, "alone", None)
+    for kind in ("ddp", "kept", "fsdp"):
+        found = ranks[0]["moving"][schedule][kind]["masks"]
+        for name, mask in alone["masks"].items():
+            # Means of gradients in another order: places that are as good as each other may change sides.
+            assert float((found[name] == mask).float().mean()) > 0.97, (kind, name)
+
+
+@pytest.mark.parametrize("schedule", ["rigl", "sr_ste"])
+def test_gradients_of_dropped_weights_that_do_not_travel_are_missed_aloud(
+    ranks: list[dict[str, Any]], schedule: str
+) -> None:
+    for rank in ranks:
+        assert "pass its second result as traffic=" in rank["moving"][schedule]["refused"]
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "rigl", "sr_ste"])
+def test_sharded_training_under_a_schedule_resumes_to_the_same_bits(ranks: list[dict[str, Any]], schedule: str) -> None:
+    assert all(rank["moving"][schedule]["resumed"] for rank in ranks)

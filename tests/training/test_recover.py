@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsewright import masks, parse_pattern, sparsify_
 from sparsewright.core import DataError, FileError, ModelError, NumericError, RecipeError
 from sparsewright.training import distillations, learning_rate, masked_weights, recover
 from sparsewright.training.learning_rate import RATES
@@ -372,3 +373,44 @@ def test_the_rate_of_least_loss_wins_and_one_that_diverges_does_not(losses, best
 def test_no_rate_with_a_finite_loss_is_an_error():
     with pytest.raises(NumericError, match="No learning rate"):
         learning_rate.choose_rate(lambda rate, steps: float("inf"), total=100)
+
+
+@pytest.mark.parametrize("name", ["rigl", "sr_ste"])
+def test_masks_move_within_their_patterns_and_an_interrupted_run_ends_with_the_same_bits(tmp_path, name):
+    patterns = {f"blocks.{block}.{layer}": "2:4t" for block in (0, 1) for layer in ("first", "second")}
+
+    def run(steps_before_stop=None):
+        teacher, student = Encoder(), Encoder()
+        sparsify_(student, patterns)
+        before = {key: mask.clone() for key, mask in masks(student).items()}
+        told = []
+
+        def stop(step, total, loss):
+            told.append(loss)
+            if step == steps_before_stop:
+                raise KeyboardInterrupt
+
+        options = {"steps": 9, "checkpoint": tmp_path / "file", "checkpoint_every_s": 0.0, "progress": stop}
+        try:
+            recover(student, teacher, make_batches(), mask_schedule=name, mask_every=2, lr=0.05, **options)
+        except KeyboardInterrupt:
+            return None
+        return student, before, told
+
+    straight, before, _ = run()
+    (tmp_path / "file").unlink()
+    assert run(steps_before_stop=5) is None
+    resumed, _, told = run()
+    assert len(told) == 4
+    for key, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert any(not torch.equal(mask, before[key]) for key, mask in masks(straight).items())
+    for key, mask in masks(straight).items():
+        assert parse_pattern("2:4t").check_mask(mask) == []
+        assert not straight.get_submodule(key).weight.detach()[~mask].any()
+
+
+def test_a_mask_schedule_that_starts_dense_is_refused():
+    student = Encoder()
+    with pytest.raises(RecipeError, match="starts dense"):
+        recover(student, Encoder(), make_batches(), steps=2, mask_schedule="gradual")

@@ -11,7 +11,7 @@ def list_(
     kind: Annotated[str | None, typer.Argument(help="solvers, layouts, sparsifiers, kernels, targets, ...")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """List solvers, layouts, sparsifiers, kernels, adapters, tasks, targets and distillations."""
+    """List solvers, layouts, sparsifiers, kernels, adapters, tasks, targets, distillations and schedules."""
     from ..core import RecipeError, suggest
     from .registries import about, registries
 

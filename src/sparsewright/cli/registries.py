@@ -13,11 +13,11 @@ def registries() -> dict[str, dict[str, Any]]:
     from ..models.tasks import tasks
     from ..solvers import solvers
     from ..sparsifiers import sparsifiers
-    from ..training import distillations
+    from ..training import distillations, schedules
 
     found: dict[str, dict[str, Any]] = {
         registry.kind: dict(registry.items())
-        for registry in (solvers, layouts, operators, sparsifiers, adapters, tasks, targets, distillations)
+        for registry in (solvers, layouts, operators, sparsifiers, adapters, tasks, targets, distillations, schedules)
     }
     found["kernels"] = {candidate.name: candidate for candidate in CANDIDATES}
     return found

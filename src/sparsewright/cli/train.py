@@ -14,9 +14,14 @@ def train(
     out: Annotated[Path, typer.Option(help="Where to write weights and masks.")] = Path("recovered.safetensors"),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of the recipe's.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes, instead of the recipe's.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="How masks move meanwhile: fixed, periodic, sr_ste, set, rigl.")
+    ] = None,
+    every: Annotated[int | None, typer.Option(help="Steps from one change of masks to the next.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Distil the dense model into the sparsified one; masks stay. Goes on from its checkpoint after a kill."""
+    """Distil the dense model into the sparsified one; masks stay, unless a schedule moves them within their patterns.
+    Goes on from its checkpoint after a kill."""
     from ..pipeline.single_steps import train_to
 
     with stage_progress(quiet=json) as progress:
@@ -27,6 +32,8 @@ def train(
             out,
             steps=steps,
             minutes=minutes,
+            schedule=schedule,
+            every=every,
             progress=lambda step, total, loss: shown(step, total, f"loss {loss:.4f}"),
         )
     first, last = (done.losses[0], done.losses[-1]) if done.losses else (float("nan"), float("nan"))

@@ -157,6 +157,24 @@ def sparsify_(
     return SparsifyResult(Plan(done), results, skipped, time.perf_counter() - started)
 
 
+def planned_layers(
+    model: nn.Module,
+    plan: PlanLike,
+    *,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> list[tuple[LayerRef, AbstractPattern]]:
+    """The layers that `sparsify_` would make sparse with these arguments, each with its pattern; changes nothing.
+
+    Raises:
+        ModelError, PlanError, PatternError: as `sparsify_`.
+    """
+    refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
+    full, chosen = _fitting(plan, refs)
+    return [(ref, full.layers[ref.name].pattern) for ref in chosen]
+
+
 def strip_masks_(model: nn.Module) -> int:
     """Drop every `weight_mask` buffer; the zeros stay in the weights. Returns how many there were."""
     found = [module for module in model.modules() if module._buffers.get(MASK) is not None]
@@ -172,6 +190,13 @@ def _filtered(refs: Sequence[LayerRef], filter_fn: Callable[[nn.Module, str], bo
         ref if ref.skipped_reason or filter_fn(ref.module, ref.name) else replace(ref, skipped_reason="filtered out")
         for ref in refs
     ]
+
+
+def _fitting(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
+    """Like `_resolve`; every pattern fits its layer."""
+    full, chosen = _resolve(plan, refs)
+    _require_fits(full, chosen)
+    return full, chosen
 
 
 def _resolve(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:

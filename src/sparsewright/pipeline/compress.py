@@ -133,6 +133,8 @@ def recovered(session: Session, model: nn.Module, plan: Plan, stage: str) -> nn.
             family=LOSS_OF_FAMILY[session.loaded.family],
             blocks=session.block_names,
             seed=session.recipe.seed,
+            mask_schedule=section.schedule,
+            mask_every=section.every,
             checkpoint=checkpoint,
             checkpoint_every_s=20.0,
             progress=lambda step, all_, loss: session.folder.report(stage, f"loss {loss:.4f}", step / all_),

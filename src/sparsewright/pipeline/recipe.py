@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..core import Edge, FileError, PatternError, RecipeError, parse_pattern, suggest
 from ..search import CPU_PATTERNS, Budget
+from ..training import schedules
 
 # `sw.search` without a recipe uses the same space.
 DEFAULT_PATTERNS = CPU_PATTERNS
@@ -104,13 +105,26 @@ class SearchSection(_Section):
 
 @final
 class RecoverSection(_Section):
-    """Distillation from the dense model after one-shot; `minutes` is turned into steps once, by timing. `lr: auto`
-    tries three learning rates for a few steps each and keeps the best."""
+    """Distillation from the dense model after one-shot; `minutes` is turned into steps once, by timing.
+
+    `lr: auto` tries three learning rates for a few steps each and keeps the best. `schedule` says how masks move
+    meanwhile, each within its pattern, and `every` how many steps lie between two changes.
+    """
 
     enabled: bool = True
     minutes: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    schedule: str = "fixed"
+    every: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("schedule")
+    @classmethod
+    def _moves_masks(cls, name: str) -> str:
+        able = [known for known, schedule in schedules.items() if not schedule.starts_dense]
+        if name not in able:
+            raise ValueError(f"recovery moves masks by {', '.join(able)}")
+        return name
 
     @model_validator(mode="after")
     def _one_bound(self) -> "RecoverSection":

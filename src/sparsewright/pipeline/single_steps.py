@@ -154,6 +154,8 @@ def train_to(
     *,
     steps: int | None = None,
     minutes: float | None = None,
+    schedule: str | None = None,
+    every: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Recovery:
     """Recover a sparsified model by distillation from the dense one; goes on from its checkpoint after a kill.
@@ -163,6 +165,7 @@ def train_to(
         weights: what `sparsify_to` wrote.
         out: goal, safetensors.
         steps, minutes: one of them, instead of the recipe's.
+        schedule, every: how masks move meanwhile, instead of the recipe's.
         progress: `(step, steps, loss)`.
     """
     session = session_of(recipe_path)
@@ -181,6 +184,8 @@ def train_to(
         family=LOSS_OF_FAMILY[session.loaded.family],
         blocks=session.block_names,
         seed=session.recipe.seed,
+        mask_schedule=section.schedule if schedule is None else schedule,
+        mask_every=section.every if every is None else every,
         checkpoint=checkpoint,
         progress=progress,
         **options,

@@ -14,6 +14,7 @@ from .adapters import AdapterContract
 from .examples import PATTERN_TEXTS, kept_exactly, masks_of, sample_stats
 from .layout import LayoutContract
 from .mask_solver import MaskSolverContract
+from .schedule import ScheduleContract
 from .sparsifier import SparsifierContract
 from .targets import TargetContract
 
@@ -22,6 +23,7 @@ __all__ = [
     "AdapterContract",
     "LayoutContract",
     "MaskSolverContract",
+    "ScheduleContract",
     "SparsifierContract",
     "TargetContract",
     "kept_exactly",

@@ -6,7 +6,7 @@ gathered into one row, reduced, and put back. Compare torch's default hook, whic
 
 import hashlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core import ModelError
 from ..models import MASK
 from ..nn import SparseTensor
+from .keep_masks import never
 from .masked_weights import MaskedWeight, MaskStamp, masked_weights
 from .packed_gradients import PackedGradients
 from .traffic import GradientTraffic
@@ -40,6 +41,8 @@ class KeptGradients:
 
     Attributes:
         traffic: parameter name -> bytes, filled as gradients are reduced; masked parameters and all others.
+        whole: asked for every bucket; True sends the gradients of dropped weights as well. A mask schedule that looks
+            at them sets it (`sparse_training_(traffic=...)`).
 
     Raises:
         ModelError: no layer is masked and no packed weight trains, or the masks differ between processes.
@@ -56,6 +59,7 @@ class KeptGradients:
         require_same_everywhere("Masks", (weight.kept for weight in self._weights.values()), self.group)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.traffic: dict[str, GradientTraffic] = {}
+        self.whole: Callable[[], bool] = never
         self._places: dict[int, tuple[MaskStamp, Tensor]] = {}
 
     @property
@@ -76,12 +80,12 @@ class KeptGradients:
         """The bucket cut into parameters: `(elements,)` views in memory order, and `(kept,)` int64 places of the kept
         ones, None where all are."""
         found: list[tuple[Tensor, Tensor | None]] = []
-        buffer, start = bucket.buffer(), 0
+        buffer, start, whole = bucket.buffer(), 0, self.whole()
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
             flat = buffer[start : start + gradient.numel()]
             start += gradient.numel()
             weight = self._weights.get(id(parameter))
-            places = None if weight is None else self._kept_places(weight)
+            places = None if weight is None or whole else self._kept_places(weight)
             sent = flat.numel() if places is None else places.numel()
             row = self.traffic.setdefault(self._names.get(id(parameter), "?"), GradientTraffic())
             row.sent_bytes += sent * flat.element_size()

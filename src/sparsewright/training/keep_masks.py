@@ -6,6 +6,7 @@ again, whatever the optimiser did. Parameters, module classes and state_dict key
 checkpoints, torch.compile, DDP and FSDP2 see an ordinary model.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, final
 
@@ -17,15 +18,27 @@ from ..core import ModelError, require_module
 from .masked_weights import MaskedWeight, masked_weights, zero_dropped_
 
 
+def never() -> bool:
+    """No gradient of a dropped weight is wanted."""
+    return False
+
+
 @final
 class KeptMasks:
     """Masks that an optimiser obeys, until `remove()`; also a context manager.
+
+    Args:
+        weights: masked weights; those that the optimiser trains count.
+        optimizer: any.
+        spare: asked after each backward; True leaves the gradients of dropped weights in `.grad`, for whoever clears
+            them before the step.
 
     Attributes:
         weights: the masked weights that the optimiser trains.
     """
 
-    def __init__(self, weights: list[MaskedWeight], optimizer: Optimizer) -> None:
+    def __init__(self, weights: list[MaskedWeight], optimizer: Optimizer, spare: Callable[[], bool] = never) -> None:
+        self._spare = spare
         self.weights: list[MaskedWeight] = []
         self._optimizer, self._all, self._parameters = optimizer, weights, 0
         self._handles: list[RemovableHandle] = []
@@ -66,7 +79,7 @@ class KeptMasks:
         new = [each for each in self._all if id(each.parameter) in trained and id(each.parameter) not in known]
         self.weights += new
         self._handles += [
-            weight.parameter.register_post_accumulate_grad_hook(_cleared_by(weight))
+            weight.parameter.register_post_accumulate_grad_hook(_cleared_by(weight, self._spare))
             for weight in new
             if weight.parameter.requires_grad
         ]
@@ -89,9 +102,10 @@ class KeptMasks:
                     zero_dropped_(moment, weight.kept)
 
 
-def _cleared_by(weight: MaskedWeight) -> Any:
+def _cleared_by(weight: MaskedWeight, spare: Callable[[], bool]) -> Any:
     def clear(parameter: Tensor) -> None:
-        weight.clear_gradient()
+        if not spare():
+            weight.clear_gradient()
 
     return clear
 

@@ -23,6 +23,9 @@ from .keep_masks import KeptMasks
 from .learning_rate import choose_rate
 from .losses import AbstractDistillation, Answer, distillations
 from .masked_weights import masked_weights
+from .schedule_file import as_state, named_tensors
+from .schedules import AbstractSchedule, Fixed, schedules
+from .sparse_training import SparseTraining
 
 TIMED_STEPS = 4
 # Batches that a trial of a learning rate is judged on.
@@ -61,6 +64,8 @@ class Settings:
     betas: tuple[float, float]
     embeddings: bool
     seed: int
+    mask_schedule: str
+    mask_every: int | None
 
 
 def recover(
@@ -79,6 +84,8 @@ def recover(
     betas: tuple[float, float] = (0.9, 0.98),
     embeddings: bool = False,
     seed: int = 0,
+    mask_schedule: str | AbstractSchedule = "fixed",
+    mask_every: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every_s: float = 60.0,
     progress: Callable[[int, int, float], None] | None = None,
@@ -103,16 +110,20 @@ def recover(
         clip: largest gradient norm.
         betas: of AdamW.
         embeddings: whether embedding tables are trained as well; they are large, and sparsity does not touch them.
-        seed: fixes the order of the batches.
+        seed: fixes the order of the batches, and what a mask schedule draws.
+        mask_schedule: name in the registry `schedules`, or a schedule of your own: how masks move meanwhile, each
+            within its pattern. Those that start dense are refused: recovery starts from a sparsified model.
+        mask_every: steps from one change of masks to the next; default the schedule's own.
         checkpoint: file to go on from when it exists, and to write now and then; finished runs are read back whole.
         checkpoint_every_s: seconds between two writes.
         progress: called after every step with (steps done, steps in all, loss).
 
     Returns:
-        The losses and the time. Masked weights are exactly zero, masks are as they were, and so is the train mode.
+        The losses and the time. Masked weights are exactly zero, masks are as they were (unless a schedule moved them),
+        and so is the train mode.
 
     Raises:
-        RecipeError: not exactly one budget, or one below one step.
+        RecipeError: not exactly one budget, one below one step, or a mask schedule that starts dense.
         DataError: no batches, one of another form, or a checkpoint of another run.
         ModelError: packed weights, or a block name that the model does not have.
         NumericError: the loss became NaN or infinite; the model is left as it was before that step.
@@ -139,10 +150,18 @@ def recover(
         raise DataError("Recovery needs at least one batch of unlabelled data; the task gave none.")
     calls = [as_batch(batch) for batch in batches]
     distillation = distillations.get(family) if isinstance(family, str) else family
-    settings = Settings(steps, minutes, lr, warmup, weight_decay, clip, betas, embeddings, seed)
+    moves = schedules.get(mask_schedule) if isinstance(mask_schedule, str) else mask_schedule
+    if moves.starts_dense:
+        raise RecipeError(
+            f"Recovery starts from the masks of a sparsified model, and the schedule {type(moves).__name__} starts "
+            "dense. Take fixed, periodic, sr_ste, set or rigl, or train with sparse_training_ instead."
+        )
+    settings = Settings(
+        steps, minutes, lr, warmup, weight_decay, clip, betas, embeddings, seed, repr(moves), mask_every
+    )
     started = time.perf_counter()
     with eval_mode(model), eval_mode(teacher):
-        run = Run(model, teacher, calls, distillation, blocks, settings)
+        run = Run(model, teacher, calls, distillation, blocks, settings, moves)
         try:
             path = None if checkpoint is None else Path(checkpoint)
             first = run.begin(path)
@@ -170,6 +189,7 @@ class Run:
         distillation: AbstractDistillation,
         blocks: Sequence[str],
         settings: Settings,
+        moves: AbstractSchedule,
     ) -> None:
         self.model, self.teacher, self.batches = model, teacher, batches
         self.distillation, self.blocks, self.settings = distillation, tuple(blocks), settings
@@ -185,7 +205,12 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=self.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.kept_masks = KeptMasks(masked, self.optimizer)
+        self.masks: KeptMasks | SparseTraining
+        if isinstance(moves, Fixed):
+            self.masks = KeptMasks(masked, self.optimizer)
+        else:
+            options: dict[str, Any] = {"every": settings.mask_every, "total": settings.steps, "seed": settings.seed}
+            self.masks = SparseTraining(model, schedule=moves, **options)
         self.step, self.total = 0, settings.steps or 0
         self.losses: list[float] = []
         self._order: tuple[int, list[int]] = (-1, [])
@@ -197,14 +222,20 @@ class Run:
         settings |= {"blocks": self.blocks, "threads": torch.get_num_threads(), "batches": len(self.batches)}
         tensors = [*self.model.state_dict().values(), *(value for batch in self.batches for value in batch.values)]
         self.digest = run_digest(settings, (tensor for tensor in tensors if is_plain(tensor)))
-        if path is not None and path.exists():
-            self._restore(read_checkpoint(path, self.digest))
-            return self.step
-        if self.settings.minutes is not None:
+        saved = read_checkpoint(path, self.digest) if path is not None and path.exists() else None
+        if saved is not None:
+            self.step, self.total = int(saved.state["step"]), int(saved.state["total"])
+        elif self.settings.minutes is not None:
             self.total = self._steps_in(self.settings.minutes * 60.0)
-        if self.settings.lr == "auto":
-            self.lr = choose_rate(self._trial, self.total)
-        if path is not None and (self.settings.minutes is not None or self.settings.lr == "auto"):
+        if saved is None and self.settings.lr == "auto":
+            # Rates are tried under the masks as they are, also where they will move.
+            with KeptMasks(masked_weights(self.model), self.optimizer):
+                self.lr = choose_rate(self._trial, self.total)
+        if isinstance(self.masks, SparseTraining):
+            self.masks.attach(self.optimizer, self.total)
+        if saved is not None:
+            self._restore(saved)
+        elif path is not None and (self.settings.minutes is not None or self.settings.lr == "auto"):
             self.save(path)
         return self.step
 
@@ -290,11 +321,13 @@ class Run:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = value
         tensors["random"] = torch.get_rng_state()
+        if isinstance(self.masks, SparseTraining):
+            tensors |= {f"mask/{name}": layer.mask for name, layer in self.masks.layers.items()}
+            tensors |= named_tensors(self.masks.state_dict())
         state = {"digest": self.digest, "step": self.step, "total": self.total, "losses": self.losses, "lr": self.lr}
         write_checkpoint(path, tensors, state)
 
     def _restore(self, saved: Checkpoint) -> None:
-        self.step, self.total = int(saved.state["step"]), int(saved.state["total"])
         self.losses = [float(loss) for loss in saved.state["losses"]]
         self.lr = float(saved.state["lr"])
         with torch.no_grad():
@@ -304,10 +337,15 @@ class Run:
                     keys = ("step", "exp_avg", "exp_avg_sq")
                     self.optimizer.state[parameter] = {key: saved.tensors[f"{key}/{name}"].clone() for key in keys}
         torch.set_rng_state(saved.tensors["random"])
+        if isinstance(self.masks, SparseTraining):
+            for name, layer in self.masks.layers.items():
+                layer.set_mask(saved.tensors[f"mask/{name}"], layer.pattern)
+            settings = self.masks.state_dict()["settings"]
+            self.masks.load_state_dict(as_state(settings, self.step, saved.tensors))
 
     def close(self) -> None:
         """Give the parameters back as they came: trainable where they were, without gradients."""
-        self.kept_masks.remove()
+        self.masks.remove()
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.frozen:
             parameter.requires_grad_(True)
