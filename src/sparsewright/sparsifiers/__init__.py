@@ -2,7 +2,7 @@
 
 from . import alps, magnitude, sparsegpt, wanda
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import reconstruction_error
+from .gram import factors_used_once, reconstruction_error
 from .reconstruct import reconstruct
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Needs",
     "Sparsified",
     "alps",
+    "factors_used_once",
     "magnitude",
     "reconstruct",
     "reconstruction_error",

@@ -1,6 +1,8 @@
 """What the inputs of a layer say about its weights: the damped gram matrix and the reconstruction error."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -11,19 +13,32 @@ from ..core import LayerStats, NumericError, require_finite
 # Share of the mean diagonal that is added to the diagonal; SparseGPT's default.
 DAMPING = 0.01
 
+# Rows that are converted at a time.
+_ROWS = 128
 
-def damped_gram(stats: LayerStats, damping: float = DAMPING) -> Tensor:
+
+def damped_gram(stats: LayerStats, damping: float = DAMPING, dtype: torch.dtype = torch.float64) -> Tensor:
     """Gram matrix per token with `damping` times its mean diagonal added to the diagonal.
 
     The addition makes it positive definite; inputs that never fired get the smallest curvature instead of none.
 
+    Args:
+        stats: with the gram matrix.
+        damping: see above.
+        dtype: of the answer; it is computed in float64 a few rows at a time, so that no second copy is made.
+
     Returns:
-        `(in, in)` float64.
+        `(in, in)`.
     """
-    gram = cast(Tensor, stats.gram).double() / stats.tokens
-    ridge = damping * float(gram.diagonal().mean())
+    gram = cast(Tensor, stats.gram)
     # Inputs that are all zero tell nothing: then every weight counts alike.
-    return gram + (ridge or 1.0) * torch.eye(gram.shape[0], dtype=torch.float64, device=gram.device)
+    ridge = damping * float((gram.diagonal().double() / stats.tokens).mean()) or 1.0
+    damped = torch.empty(gram.shape, dtype=dtype, device=gram.device)
+    for first in range(0, gram.shape[0], _ROWS):
+        rows = gram[first : first + _ROWS].double() / stats.tokens
+        rows[:, first:].diagonal().add_(ridge)
+        damped[first : first + _ROWS] = rows
+    return damped
 
 
 class _LastFactors:
@@ -31,25 +46,46 @@ class _LastFactors:
 
     def __init__(self) -> None:
         self._gram: weakref.ref[Tensor] | None = None
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self.keeps = True
 
-    def of(self, stats: LayerStats, layer: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, stats: LayerStats, layer: str, device: torch.device) -> tuple[Tensor, Tensor]:
         gram = cast(Tensor, stats.gram)
         known = self._gram() if self._gram is not None else None
-        if known is not gram or self._kept is None or self._kept[0].device != device:
-            damped = damped_gram(stats).to(device)
-            self._kept = (damped, *inverse_factor(damped, layer))
-            self._gram = weakref.ref(gram)
-        return self._kept
+        if known is gram and self._kept is not None and self._kept[0].device == device:
+            return self._kept
+        self.forget()
+        inverse, upper = inverse_factor(damped_gram(stats).to(device), layer)
+        found = inverse.diagonal().clone(), upper
+        if self.keeps:
+            # They go when the matrix goes.
+            self._kept, self._gram = found, weakref.ref(gram, self.forget)
+        return found
+
+    def forget(self, gone: object = None) -> None:
+        """Let the factors go, unless they are by now those of another matrix than `gone`."""
+        if gone is None or gone is self._gram:
+            self._kept = self._gram = None
 
 
 _LAST = _LastFactors()
 
 
-def factors(stats: LayerStats, layer: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Damped gram matrix, its inverse and the upper Cholesky factor of that, `(in, in)` float64 each.
+@contextmanager
+def factors_used_once() -> Iterator[None]:
+    """Factors that are asked for inside the block are not kept: for a matrix so large that every copy counts."""
+    before, _LAST.keeps = _LAST.keeps, False
+    try:
+        yield
+    finally:
+        _LAST.keeps = before
 
-    The last answer is kept, because a search asks for many patterns of one layer in a row; treat it as read-only.
+
+def factors(stats: LayerStats, layer: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Diagonal of the inverse of the damped gram matrix, `(in,)`, and the inverse's upper Cholesky factor, `(in, in)`.
+
+    Both in float64. The last answer is kept as long as the gram matrix lives, because a search asks for many patterns
+    of one layer in a row; treat it as read-only.
 
     Raises:
         NumericError: see `inverse_factor`.
@@ -72,7 +108,10 @@ def inverse_factor(gram: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     """
     lower, failed = torch.linalg.cholesky_ex(gram)
     if not bool(failed):
+        # At most two of these matrices at a time, where the caller keeps none.
+        del gram
         inverse = torch.cholesky_inverse(lower)
+        del lower
         upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not bool(failed):
             return inverse, upper

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..core import AbstractPattern, LayerStats
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import factors
-from .reconstruct import solve_kept
+from .gram import damped_gram, factors
+from .reconstruct import descend, kept_residual
 from .sections import LAZY_COLUMNS, AbstractSections, sections
 
 
@@ -26,8 +26,12 @@ class SparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns, then solve for the kept weights."""
-        mask, swept, gram = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
-        return Sparsified(mask, solve_kept(swept, mask, weight.double(), gram).to(weight.dtype))
+        seen = cast(LayerStats, stats)
+        mask, swept = _mask_and_sweep(weight, seen, pattern, layer)
+        # One after the other, so that the matrix is there in one precision at a time.
+        residual = kept_residual(swept, mask, weight, damped_gram(seen).to(weight.device))
+        single = damped_gram(seen, dtype=torch.float32).to(weight.device)
+        return Sparsified(mask, descend(swept, mask, residual, single).to(weight.dtype))
 
 
 @final
@@ -39,18 +43,15 @@ class PlainSparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns."""
-        mask, swept, _ = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
+        mask, swept = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
         return Sparsified(mask, swept.to(weight.dtype))
 
 
-def _mask_and_sweep(
-    weight: Tensor, stats: LayerStats, pattern: AbstractPattern, layer: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask, corrected weight and damped gram matrix."""
-    gram, inverse, factor = factors(stats, layer, weight.device)
+def _mask_and_sweep(weight: Tensor, stats: LayerStats, pattern: AbstractPattern, layer: str) -> tuple[Tensor, Tensor]:
+    """Mask and corrected weight."""
+    diagonal, factor = factors(stats, layer, weight.device)
     dense = weight.double()
-    mask, swept = _sweep(dense, factor, sections(pattern, dense.square() / inverse.diagonal()))
-    return mask, swept, gram
+    return _sweep(dense, factor, sections(pattern, dense.square() / diagonal))
 
 
 def _sweep(dense: Tensor, factor: Tensor, plan: AbstractSections) -> tuple[Tensor, Tensor]:
