@@ -11,13 +11,14 @@ def registries() -> dict[str, dict[str, Any]]:
     from ..layouts import layouts
     from ..models import adapters
     from ..models.tasks import tasks
+    from ..pipeline.streaming import engines
     from ..solvers import solvers
     from ..sparsifiers import sparsifiers
     from ..training import distillations
 
     found: dict[str, dict[str, Any]] = {
         registry.kind: dict(registry.items())
-        for registry in (solvers, layouts, operators, sparsifiers, adapters, tasks, targets, distillations)
+        for registry in (solvers, layouts, operators, sparsifiers, adapters, tasks, targets, distillations, engines)
     }
     found["kernels"] = {candidate.name: candidate for candidate in CANDIDATES}
     return found

@@ -18,7 +18,7 @@ from ..core import (
     parse_pattern,
     suggest,
 )
-from ..sparsifiers import AbstractSparsifier, reconstruction_error, sparsifiers
+from ..sparsifiers import AbstractSparsifier, Sparsified, reconstruction_error, sparsifiers
 from .adapters import layers
 from .calibrate import calibrate
 from .data import batches_of
@@ -110,9 +110,9 @@ def sparsify_(
         raise ModelError(f"scope is 'layer' or 'global', got {scope!r}.")
     started = time.perf_counter()
     refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
-    full, chosen = _resolve(plan, refs)
-    _require_fits(full, chosen)
-    method_of, named = _methods(full, chosen, method)
+    full, chosen = resolve_plan(plan, refs)
+    require_fits(full, chosen)
+    method_of, named = methods_of(full, chosen, method)
     needs = {name: sparsifier.needs for name, sparsifier in method_of.items()}
     batches = batches_of(data, model) if data is not None else []
     if scope == "global":
@@ -129,18 +129,29 @@ def sparsify_(
 
     with _unchanged_on_error(chosen):
         calibrate(model, batches, chosen, needs, visit)
+    return outcome(full, refs, named, results, time.perf_counter() - started)
+
+
+def outcome(
+    plan: Plan,
+    refs: Sequence[LayerRef],
+    named: Mapping[str, str],
+    results: dict[str, LayerResult],
+    seconds: float,
+) -> SparsifyResult:
+    """The result of a run: its plan with sparsifiers filled in, and the reason of every layer that stayed dense."""
     done = {
         name: replace(layer, sparsifier=named[name]) if name in results else layer
-        for name, layer in full.layers.items()
+        for name, layer in plan.layers.items()
     }
     skipped = {ref.name: ref.skipped_reason for ref in refs if ref.skipped_reason and ref.name not in results}
-    for name, layer in full.layers.items():
+    for name, layer in plan.layers.items():
         if layer.is_dense:
             skipped[name] = layer.reason or "planned dense"
     for ref in refs:
         if ref.name not in results and ref.name not in skipped:
             skipped[ref.name] = "no rule names it"
-    return SparsifyResult(Plan(done), results, skipped, time.perf_counter() - started)
+    return SparsifyResult(Plan(done), results, skipped, seconds)
 
 
 def strip_masks_(model: nn.Module) -> int:
@@ -160,8 +171,13 @@ def _filtered(refs: Sequence[LayerRef], filter_fn: Callable[[nn.Module, str], bo
     ]
 
 
-def _resolve(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
-    """The plan by layer name, and the layers that become sparse, in the order of the model."""
+def resolve_plan(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
+    """The plan by layer name, and the layers that become sparse, in the order of the model.
+
+    Raises:
+        ModelError: no layer takes part.
+        PlanError: the plan names layers that are unknown or cannot be sparse.
+    """
     taking_part = [ref for ref in refs if not ref.skipped_reason]
     by_name = {ref.name: ref for ref in refs}
     if isinstance(plan, str | AbstractPattern):
@@ -201,7 +217,8 @@ def _reasons(refs: Sequence[LayerRef]) -> str:
     return "Skipped: " + "; ".join(f"{count}x {reason}" for reason, count in counted.items()) + "."
 
 
-def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
+def require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
+    """Raise PatternError unless every layer's pattern fits its shape; all misfits are listed."""
     misfits = []
     for ref in refs:
         pattern = plan.layers[ref.name].pattern
@@ -214,7 +231,7 @@ def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
         )
 
 
-def _methods(
+def methods_of(
     plan: Plan, refs: Sequence[LayerRef], method: str | AbstractSparsifier
 ) -> tuple[dict[str, AbstractSparsifier], dict[str, str]]:
     """Layer name -> sparsifier, and -> its name."""
@@ -230,14 +247,35 @@ def _methods(
 def _sparsify_layer(
     ref: LayerRef, pattern: AbstractPattern, sparsifier: AbstractSparsifier, name: str, stats: LayerStats | None
 ) -> LayerResult:
-    started = time.perf_counter()
-    before = ref.get_weight().contiguous()
-    after = sparsifier.sparsify(before, stats, pattern, layer=ref.name)
-    seconds = time.perf_counter() - started
-    error = relative_error(before, after.weight, stats)
+    after, result = solve_layer(ref.name, ref.get_weight().contiguous(), pattern, sparsifier, name, stats)
     ref.set_weight(after.weight, after.mask, pattern)
+    return result
+
+
+def solve_layer(
+    layer: str,
+    weight: Tensor,
+    pattern: AbstractPattern,
+    sparsifier: AbstractSparsifier,
+    name: str,
+    stats: LayerStats | None,
+) -> tuple[Sparsified, LayerResult]:
+    """Sparsify one weight and say what became of it.
+
+    Args:
+        layer: the layer's name, for messages.
+        weight: `(out, in)`; is not changed.
+        pattern: where zeros may be.
+        sparsifier: the method.
+        name: the method's name, for the result.
+        stats: what calibration collected, if the method needs it.
+    """
+    started = time.perf_counter()
+    after = sparsifier.sparsify(weight, stats, pattern, layer=layer)
+    seconds = time.perf_counter() - started
+    error = relative_error(weight, after.weight, stats)
     density = float(after.mask.sum()) / after.mask.numel()
-    return LayerResult(str(pattern), name, density, error, seconds)
+    return after, LayerResult(str(pattern), name, density, error, seconds)
 
 
 def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> float:
