@@ -79,6 +79,18 @@ def test_a_streamed_llama_has_the_bits_of_the_one_in_memory(tmp_path: Path, tied
     assert json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())["weight_map"]
 
 
+def test_a_streamed_gpt2_with_turned_weights_and_a_tied_head_has_the_bits_of_the_one_in_memory(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": streamed_model.VOCABULARY, "n_positions": 16}
+    config = transformers.GPT2Config(**size, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    expected = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model")
+    sw.sparsify_(expected, "2:4", method="wanda", data=llama_batches())
+    sw.sparsify_file(tmp_path / "model", tmp_path / "new", "2:4", method="wanda", data=llama_batches())
+    sw.register_transformers()
+    require_same_state(transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "new"), expected)
+
+
 def test_a_streamed_plain_model_has_the_bits_of_the_one_in_memory(file: Path, tmp_path: Path) -> None:
     # Three methods, layers before and behind the blocks, a scale that is handed from block to block.
     plan = {
