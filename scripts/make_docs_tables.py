@@ -19,6 +19,7 @@ from sparsewright.layouts import layouts
 from sparsewright.models import adapters
 from sparsewright.models.tasks import tasks
 from sparsewright.pipeline.recipe import Recipe
+from sparsewright.pipeline.streaming import engines
 from sparsewright.solvers import solvers
 from sparsewright.sparsifiers import sparsifiers
 from sparsewright.training import schedules
@@ -49,6 +50,7 @@ REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (
     ("Mask schedules", "When masks change during training, and to what.", schedules),
     ("Layouts", "How a masked weight is stored.", layouts),
     ("Targets", "A hardware description with a cost model; a profile file is one too.", targets),
+    ("Engines", "Where `sparsify_file` solves layers: the same bits wherever it is.", engines),
     ("Model adapters", "Which layers a model has, and in which order they run.", adapters),
     ("Tasks", "What a model is calibrated, recovered and judged on.", tasks),
 )

@@ -17,7 +17,7 @@ NAMES = set(
     ModelError NumericError PackedWeight PatternError Plan PlanError ProfileError RecipeError SearchResult SparseFormat
     SparseTensor SparsewrightError __version__ dispatch_report doctor inspect linear load load_model load_recipe mark_
     masks measure on_missing pack pack_ parse_pattern profile recover run save search solve_mask sparsify_ verify
-    why_not export_onnx keep_masks_ register_transformers train_packed_ adopt_masks_ from_prune_n
+    why_not sparsify_file export_onnx keep_masks_ register_transformers train_packed_ adopt_masks_ from_prune_n
     """.split()  # noqa: SIM905 (forty quoted names would hide the list)
 )
 
@@ -25,7 +25,8 @@ NAMES = set(
 HEAVY = sorted(
     """
     scipy scipy.optimize optuna transformers accelerate timm torchvision altair vl_convert onnx onnxscript onnxruntime
-    sklearn pydantic yaml typer rich psutil matplotlib pandas torch._inductor torch._dynamo torch.utils.cpp_extension
+    sklearn pydantic yaml typer rich psutil matplotlib pandas ray torch._inductor torch._dynamo
+    torch.utils.cpp_extension
     """.split()  # noqa: SIM905
 )
 

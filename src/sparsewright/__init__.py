@@ -36,6 +36,7 @@ from .training import keep_masks_, recover
 if TYPE_CHECKING:
     from .pipeline import load_recipe as load_recipe
     from .pipeline.run import run as run
+    from .pipeline.streaming import sparsify_file as sparsify_file
 
 try:
     __version__ = version("sparsewright")
@@ -93,13 +94,14 @@ __all__ = [
     "search",
     "solve_mask",
     "sparsify_",
+    "sparsify_file",
     "train_packed_",
     "verify",
     "why_not",
 ]
 
 # The pipeline brings pydantic, YAML and the report with it; a loader of bundles needs none of them.
-_LAZY = frozenset({"load_recipe", "run"})
+_LAZY = frozenset({"load_recipe", "run", "sparsify_file"})
 
 
 def __getattr__(name: str) -> Any:

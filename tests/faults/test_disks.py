@@ -12,6 +12,9 @@ SPARSIFY = ("sparsify", MODEL, "--plan", "2:4", "--out", "sparse.safetensors")
 PACK = ("pack", MODEL, "sparse.safetensors", "--force", "--out", "model.safetensors")
 
 
+STREAM = ("sparsify", "model", "--plan", "2:4", "--stream", "--out", "new")
+
+
 def is_clean(ended: Ended) -> bool:
     """No traceback, no temporary file left behind."""
     return "Traceback" not in ended.err and not [name for name in ended.files if name.endswith(".part")]
@@ -61,3 +64,27 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_space(disk: Path, seed: Path
     assert "No space left on device" in ended.sentences[0]
     assert is_clean(ended)
     assert {"run/plan.json", "run/results.json", "run/report.html"} <= set(ended.files)
+
+
+@pytest.fixture
+def llama_folder(tmp_path: Path) -> Path:
+    """A folder that holds a model of transformers."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, vocab_size=50
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama" / "model")
+    return tmp_path / "llama"
+
+
+def test_a_model_is_streamed_when_there_is_space_for_it(disk: Path, llama_folder: Path) -> None:
+    again = ("mount", "size=8m")
+    ended = on_small_disk(disk, "300k", [STREAM, again, ("mount", "ro"), STREAM, ("mount", "rw"), STREAM], llama_folder)
+    assert ended.codes == (2, 0, 0, 2, 0, 0), ended.err
+    full, read_only = ended.sentences
+    assert "No space left on device" in full
+    assert "Read-only file system" in read_only
+    assert is_clean(ended)
+    # A full disk leaves nothing behind, because it shows before the first block.
+    assert {name.split("/")[0] for name in ended.files} == {"model", "new"}
+    assert "new/model.safetensors" in ended.files

@@ -1,11 +1,13 @@
 """What sets the sparsifiers apart: balance, correction, least squares, the error they leave."""
 
+import weakref
+
 import pytest
 import torch
 
 from sparsewright.core import LayerStats, NumericError, parse_pattern
-from sparsewright.sparsifiers import reconstruct, reconstruction_error, sparsifiers
-from sparsewright.sparsifiers.gram import damped_gram
+from sparsewright.sparsifiers import factors_used_once, reconstruct, reconstruction_error, sparsifiers
+from sparsewright.sparsifiers.gram import damped_gram, factors
 from sparsewright.sparsifiers.reconstruct import solve_kept
 from sparsewright.testing import sample_stats
 
@@ -121,3 +123,36 @@ def test_a_matrix_that_is_no_gram_matrix_is_refused_by_layer() -> None:
     stats = LayerStats(1, torch.zeros(8), torch.ones(8), gram)
     with pytest.raises(NumericError, match=r"encoder\.fc1.*positive definite"):
         sparsifiers.get("sparsegpt").sparsify(_weight(4, 8), stats, "2:4", layer="encoder.fc1")
+
+
+def test_factors_are_kept_as_long_as_their_gram_matrix_lives() -> None:
+    stats = sample_stats(32)
+    kept = weakref.ref(factors(stats, "a layer", torch.device("cpu")).upper)
+    assert factors(stats, "a layer", torch.device("cpu")).upper is kept()
+    del stats
+    assert kept() is None
+
+
+def test_factors_that_are_used_once_are_not_kept() -> None:
+    stats = sample_stats(32)
+    with factors_used_once():
+        found = weakref.ref(factors(stats, "a layer", torch.device("cpu")).upper)
+    assert found() is None
+
+
+def test_a_damped_gram_matrix_is_the_rounded_one_in_single_precision() -> None:
+    stats = sample_stats(300)
+    assert torch.equal(damped_gram(stats, dtype=torch.float32), damped_gram(stats).float())
+    assert stats.gram is not None
+    plain = stats.gram / stats.tokens
+    ridge = 0.01 * plain.diagonal().mean()
+    torch.testing.assert_close(damped_gram(stats), plain + ridge * torch.eye(300, dtype=torch.float64))
+
+
+def test_least_squares_leave_what_they_are_given_as_it_is() -> None:
+    torch.manual_seed(0)
+    weight, mask = torch.randn(300, 32, dtype=torch.float64), torch.rand(300, 32) < 0.5
+    dense, gram = torch.randn(300, 32, dtype=torch.float64), torch.eye(32, dtype=torch.float64)
+    given = [each.clone() for each in (weight, mask, dense, gram)]
+    solve_kept(weight, mask, dense, gram)
+    assert all(torch.equal(now, before) for now, before in zip((weight, mask, dense, gram), given))

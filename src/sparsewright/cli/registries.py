@@ -11,13 +11,25 @@ def registries() -> dict[str, dict[str, Any]]:
     from ..layouts import layouts
     from ..models import adapters
     from ..models.tasks import tasks
+    from ..pipeline.streaming import engines
     from ..solvers import solvers
     from ..sparsifiers import sparsifiers
     from ..training import distillations, schedules
 
     found: dict[str, dict[str, Any]] = {
         registry.kind: dict(registry.items())
-        for registry in (solvers, layouts, operators, sparsifiers, adapters, tasks, targets, distillations, schedules)
+        for registry in (
+            solvers,
+            layouts,
+            operators,
+            sparsifiers,
+            adapters,
+            tasks,
+            targets,
+            distillations,
+            schedules,
+            engines,
+        )
     }
     found["kernels"] = {candidate.name: candidate for candidate in CANDIDATES}
     return found

@@ -19,7 +19,7 @@ from .errors import (
     SparsewrightError,
     suggest,
 )
-from .files import atomic_write, file_error, read_json, write_json, write_text
+from .files import atomic_write, file_error, flush_folder, read_json, write_json, write_text
 from .machine import instruction_set, vector_lanes
 from .modules import require_module
 from .numeric import is_number, is_whole, require_finite
@@ -65,6 +65,7 @@ __all__ = [
     "ValueType",
     "atomic_write",
     "file_error",
+    "flush_folder",
     "from_prune_n",
     "instruction_set",
     "is_distributed",

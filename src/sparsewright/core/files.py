@@ -40,14 +40,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(goal)
-        _flush_folder(goal.parent)
+        flush_folder(goal.parent)
     except OSError as error:
         raise file_error(error, goal) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut (where the system lets folders be opened)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

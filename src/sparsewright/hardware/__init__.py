@@ -1,6 +1,6 @@
 """Floor 6: targets and what layers cost on them, measured; packing for a target; measuring whole models."""
 
-from .allocator import keep_freed_memory
+from .allocator import keep_freed_memory, return_freed_memory, trim_heap
 from .calibrate import Calibration, apply_calibration, apply_calibration_once, calibrate
 from .calibrated_time import calibrated
 from .cold_start import ColdStart, cold_start
@@ -61,6 +61,8 @@ __all__ = [
     "interleave",
     "joules_per_call",
     "keep_freed_memory",
+    "return_freed_memory",
+    "trim_heap",
     "load_target",
     "measure",
     "model_time",

@@ -13,6 +13,7 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
+_SMALLEST_MMAP_THRESHOLD = 64 << 10
 _TRIM_THRESHOLD = 1 << 30
 
 
@@ -25,13 +26,38 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect; False where the C library is not glibc.
     """
+    return _set_thresholds(_LARGEST_MMAP_THRESHOLD, _TRIM_THRESHOLD)
+
+
+def return_freed_memory() -> bool:
+    """Hand freed tensors back to the system at once, for the rest of this process: the opposite of `keep_freed_memory`.
+
+    For work that must stay below a bound. By default glibc raises the size from which memory is returned by itself, up
+    to 32 MiB, each time something larger is freed, and keeps what is smaller in its heap, where a small tensor that
+    lives on holds the pages of large ones that are gone.
+
+    Returns:
+        Whether it took effect; False where the C library is not glibc.
+    """
+    return _set_thresholds(_SMALLEST_MMAP_THRESHOLD, _SMALLEST_MMAP_THRESHOLD)
+
+
+def trim_heap() -> bool:
+    """Hand back now what the C library holds of freed memory below the threshold; False where it is not glibc."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False
+
+
+def _set_thresholds(mmap: int, trim: int) -> bool:
     if sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
         # musl has no such function, or one that does nothing and says 0.
-        return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)) and bool(
-            mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
-        )
+        return bool(mallopt(_M_MMAP_THRESHOLD, mmap)) and bool(mallopt(_M_TRIM_THRESHOLD, trim))
     except (OSError, AttributeError):
         return False

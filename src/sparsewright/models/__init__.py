@@ -9,7 +9,19 @@ from .data import Batch, Data, as_batch, batches_of
 from .layer_ref import MASK, LayerRef, drop_mask, keep_mask
 from .modes import eval_mode, evaluating, quiet
 from .sources import Family, LoadedModel, family_of, load_model
-from .sparsify import LayerResult, PlanLike, SparsifyResult, planned_layers, relative_error, sparsify_, strip_masks_
+from .sparsify import (
+    LayerResult,
+    PlanLike,
+    SparsifyResult,
+    methods_of,
+    outcome,
+    planned_layers,
+    relative_error,
+    resolve_plan,
+    solve_layer,
+    sparsify_,
+    strip_masks_,
+)
 from .statistics import layer_statistics
 from .vision_ops import ensure_torchvision_imports
 
@@ -40,10 +52,14 @@ __all__ = [
     "layer_statistics",
     "layers",
     "load_model",
+    "methods_of",
+    "outcome",
     "planned_layers",
     "reestimate_batch_norm_",
     "quiet",
     "relative_error",
+    "resolve_plan",
+    "solve_layer",
     "sparsify_",
     "strip_masks_",
     "tasks",

@@ -154,6 +154,51 @@ def _load_hf(source: str, name: str) -> LoadedModel:
     return LoadedModel(model, source, family, config.to_dict(), _hf_tokenizer(transformers, path, options))
 
 
+def config_of_folder(folder: Path) -> tuple[Any, Any]:
+    """The auto class of transformers that keeps a checkpoint's heads, and its config; no weight is read.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+        ModelError: the config cannot be read, or asks for code that comes with the checkpoint.
+    """
+    _require_package("transformers", "hf")
+    # Many of transformers' model files import torchvision where it is installed.
+    ensure_torchvision_imports()
+    import transformers
+
+    try:
+        with _quiet_transformers():
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"transformers cannot read {folder / 'config.json'}: {error}. Check the folder.") from error
+    return _hf_class(transformers, config)[0], config
+
+
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of `hf:FOLDER`, without its weights; None where there is none, or for another kind of source."""
+    kind, _, name = source.partition(":")
+    if kind != "hf":
+        return None
+    _require_package("transformers", "hf")
+    ensure_torchvision_imports()
+    import transformers
+
+    return _hf_tokenizer(transformers, str(hf_folder(name)), {"trust_remote_code": False, "local_files_only": True})
+
+
+def hf_folder(name: str) -> Path:
+    """The local folder that `hf:NAME` means.
+
+    Raises:
+        ModelError: the name is none of a local folder.
+    """
+    folder = package_folder(name.removeprefix("package:")) if name.startswith("package:") else Path(name).expanduser()
+    _require_model_folder(name, str(folder))
+    if not folder.is_dir():
+        raise ModelError(f"{name} is no local folder. Fetch the model first, and give the folder that holds its files.")
+    return folder
+
+
 def _require_model_folder(name: str, path: str) -> None:
     """Raise ModelError where a name can only be a path, and no model lies there."""
     folder = Path(path)

@@ -22,7 +22,7 @@ from ..core import (
     parse_pattern,
     suggest,
 )
-from ..sparsifiers import AbstractSparsifier, auto, reconstruction_error, sparsifiers
+from ..sparsifiers import AbstractSparsifier, Sparsified, auto, reconstruction_error, sparsifiers
 from .adapters import layers
 from .calibrate import calibrate
 from .data import batches_of
@@ -123,10 +123,8 @@ def sparsify_(
         raise ModelError(f"scope is 'layer' or 'global', got {scope!r}.")
     started = time.perf_counter()
     refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
-    full, chosen = _resolve(plan, refs)
-    full = _with_options(full, chosen, edge, value_dtype)
-    _require_fits(full, chosen)
-    method_of, named = _methods(full, chosen, method, data is not None)
+    full, chosen = resolve_plan(plan, refs, edge, value_dtype)
+    method_of, named = methods_of(full, chosen, method, data is not None)
     needs = {name: sparsifier.needs for name, sparsifier in method_of.items()}
     batches = batches_of(data, model) if data is not None else []
     if scope == "global":
@@ -143,18 +141,29 @@ def sparsify_(
 
     with _unchanged_on_error(chosen):
         calibrate(model, batches, chosen, needs, visit)
+    return outcome(full, refs, named, results, time.perf_counter() - started)
+
+
+def outcome(
+    plan: Plan,
+    refs: Sequence[LayerRef],
+    named: Mapping[str, str],
+    results: dict[str, LayerResult],
+    seconds: float,
+) -> SparsifyResult:
+    """The result of a run: its plan with sparsifiers filled in, and the reason of every layer that stayed dense."""
     done = {
         name: replace(layer, sparsifier=results[name].sparsifier) if name in results else layer
-        for name, layer in full.layers.items()
+        for name, layer in plan.layers.items()
     }
     skipped = {ref.name: ref.skipped_reason for ref in refs if ref.skipped_reason and ref.name not in results}
-    for name, layer in full.layers.items():
+    for name, layer in plan.layers.items():
         if layer.is_dense:
             skipped[name] = layer.reason or "planned dense"
     for ref in refs:
         if ref.name not in results and ref.name not in skipped:
             skipped[ref.name] = "no rule names it"
-    return SparsifyResult(Plan(done), results, skipped, time.perf_counter() - started)
+    return SparsifyResult(Plan(done), results, skipped, seconds)
 
 
 def planned_layers(
@@ -171,7 +180,7 @@ def planned_layers(
         ModelError, PlanError, PatternError: as `sparsify_`.
     """
     refs = _filtered(layers(model, include, exclude, mask_only=True), filter_fn)
-    full, chosen = _fitting(plan, refs)
+    full, chosen = resolve_plan(plan, refs)
     return [(ref, full.layers[ref.name].pattern) for ref in chosen]
 
 
@@ -192,15 +201,22 @@ def _filtered(refs: Sequence[LayerRef], filter_fn: Callable[[nn.Module, str], bo
     ]
 
 
-def _fitting(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
-    """Like `_resolve`; every pattern fits its layer."""
-    full, chosen = _resolve(plan, refs)
+def resolve_plan(
+    plan: PlanLike, refs: Sequence[LayerRef], edge: Edge = "error", value_dtype: ValueType | None = None
+) -> tuple[Plan, list[LayerRef]]:
+    """The plan by layer name, and the layers that become sparse, in the order of the model; every pattern fits.
+
+    Raises:
+        ModelError: no layer takes part.
+        PlanError, PatternError: the plan names layers that are unknown or cannot be sparse, or a pattern does not fit.
+    """
+    full, chosen = _by_name(plan, refs)
+    full = _with_options(full, chosen, edge, value_dtype)
     _require_fits(full, chosen)
     return full, chosen
 
 
-def _resolve(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
-    """The plan by layer name, and the layers that become sparse, in the order of the model."""
+def _by_name(plan: PlanLike, refs: Sequence[LayerRef]) -> tuple[Plan, list[LayerRef]]:
     taking_part = [ref for ref in refs if not ref.skipped_reason]
     by_name = {ref.name: ref for ref in refs}
     if isinstance(plan, str | AbstractPattern):
@@ -269,7 +285,7 @@ def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
         )
 
 
-def _methods(
+def methods_of(
     plan: Plan, refs: Sequence[LayerRef], method: str | AbstractSparsifier, with_data: bool
 ) -> tuple[dict[str, AbstractSparsifier], dict[str, str]]:
     """Layer name -> sparsifier, and -> its name."""
@@ -288,15 +304,37 @@ def _methods(
 def _sparsify_layer(
     ref: LayerRef, planned: LayerPlan, sparsifier: AbstractSparsifier, name: str, stats: LayerStats | None
 ) -> LayerResult:
+    after, result = solve_layer(ref.name, ref.get_weight().contiguous(), planned, sparsifier, name, stats)
+    ref.set_weight(after.weight, after.mask, planned.pattern)
+    return result
+
+
+def solve_layer(
+    layer: str,
+    weight: Tensor,
+    planned: LayerPlan,
+    sparsifier: AbstractSparsifier,
+    name: str,
+    stats: LayerStats | None,
+) -> tuple[Sparsified, LayerResult]:
+    """Sparsify one weight and say what became of it.
+
+    Args:
+        layer: the layer's name, for messages.
+        weight: `(out, in)`; is not changed.
+        planned: its pattern and the type of its values.
+        sparsifier: the method.
+        name: the method's name, for the result.
+        stats: what calibration collected, if the method needs it.
+    """
     started = time.perf_counter()
-    before = ref.get_weight().contiguous()
-    pattern = planned.pattern
-    after = sparsifier.sparsify(before, stats, pattern, layer=ref.name, value_dtype=planned.value_dtype)
+    after = sparsifier.sparsify(weight, stats, planned.pattern, layer=layer, value_dtype=planned.value_dtype)
     seconds = time.perf_counter() - started
-    error = relative_error(before, after.weight, stats)
-    ref.set_weight(after.weight, after.mask, pattern)
+    error = relative_error(weight, after.weight, stats)
     density = float(after.mask.sum()) / after.mask.numel()
-    return LayerResult(str(pattern), after.sparsifier or name, density, error, seconds, dict(after.settings))
+    return after, LayerResult(
+        str(planned.pattern), after.sparsifier or name, density, error, seconds, dict(after.settings)
+    )
 
 
 def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> float:

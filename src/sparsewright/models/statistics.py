@@ -13,6 +13,8 @@ from .data import Batch, batches_of
 from .layer_ref import LayerRef
 from .modes import quiet
 
+_ROWS = 128
+
 
 class _Moments:
     """Sums over the inputs of one layer: float32 products of a batch, added up in float64."""
@@ -28,7 +30,9 @@ class _Moments:
         self.total += total
         self.square_sum += square_sum
         if self.gram is not None and gram is not None:
-            self.gram += gram
+            # Mixed types are added through a copy in the wider one: a few rows at a time it stays small.
+            for mine, other in zip(self.gram.split(_ROWS), gram.split(_ROWS)):
+                mine += other
 
 
 class Collector:
@@ -108,11 +112,12 @@ class Collector:
             if mask is not None and leading is not None and leading in (tuple(mask.shape), (mask.numel(),)):
                 rows = rows[mask.reshape(-1).to(rows.device)]
             rows = rows.to(torch.float32)
-            gram = (rows.T @ rows).to("cpu", torch.float64) if self.needs == "gram" else None
+            # In float32 until it is added, which is exact in float64: a large layer's would take twice as much.
+            gram = (rows.T @ rows).cpu() if self.needs == "gram" else None
             total = rows.sum(0, dtype=torch.float64).cpu()
             # Of the gram the diagonal is the square sum; both in one product where it is asked for anyway.
             square_sum = (
-                gram.diagonal().clone() if gram is not None else rows.square().sum(0, dtype=torch.float64).cpu()
+                gram.diagonal().double() if gram is not None else rows.square().sum(0, dtype=torch.float64).cpu()
             )
             if not bool(torch.isfinite(square_sum).all()):
                 _name_the_fault(rows, ref.name)

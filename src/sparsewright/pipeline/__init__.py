@@ -3,6 +3,7 @@
 from .folder import Report, RunFolder
 from .recipe import Recipe, load_recipe, read_yaml
 from .run import STAGES, RunResult, dry_run, run, run_folder_of
+from .streaming import sparsify_file
 
 __all__ = [
     "STAGES",
@@ -15,4 +16,5 @@ __all__ = [
     "read_yaml",
     "run",
     "run_folder_of",
+    "sparsify_file",
 ]

@@ -63,8 +63,11 @@ class Session:
     @cached_property
     def task(self) -> AbstractTask:
         """Data and score; the test split is shut."""
+        return self.task_for(self.loaded.tokenizer)
+
+    def task_for(self, tokenizer: Any) -> AbstractTask:
+        """The same with a tokenizer at hand, so that the model need not be loaded."""
         section = self.recipe.task
-        tokenizer = self.loaded.tokenizer
         data_folder = self.folder.path / "data"
         if section.name.startswith("python:"):
             return _task_from_python(section.name, section.options)

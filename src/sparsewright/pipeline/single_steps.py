@@ -14,6 +14,7 @@ from ..core import DataError, Edge, FileError, ModelError, Plan, ValueType, writ
 from ..hardware import Measurement, PackedLayer, Profile, measure, pack_
 from ..hardware.random_batch import random_batch
 from ..models import SparsifyResult, adopt_masks_, load_model, sparsify_
+from ..models.sources import hf_folder, tokenizer_of
 from ..search import Budget, SearchResult, search
 from ..training import Recovery, recover
 from .compress import LOSS_OF_FAMILY
@@ -21,6 +22,7 @@ from .folder import Report, RunFolder, silent
 from .recipe import load_recipe
 from .run import run_folder_of
 from .session import Session, load_weights, save_weights
+from .streaming import sparsify_file
 
 PlanText = str | Path | Plan
 
@@ -145,6 +147,66 @@ def adopt_to(subject: str, masks: str | Path, out: str | Path) -> SparsifyResult
     save_weights(model, Path(out))
     write_text(plan_beside(out), done.plan.to_json() + "\n")
     return done
+
+
+def stream_to(
+    subject: str,
+    plan: PlanText,
+    out: str | Path,
+    *,
+    method: str | None = None,
+    edge: Edge | None = None,
+    value_dtype: ValueType | None = None,
+    engine: str = "local",
+    resume: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> SparsifyResult:
+    """Sparsify a model of transformers that does not fit into memory, block by block, from disk to disk.
+
+    Args:
+        subject: recipe file whose model is `hf:FOLDER`; or such a model source, a folder or a file, for methods without
+            data.
+        plan: plan file, or a pattern for every layer.
+        out: goal, a file (`.safetensors`) or a folder.
+        method: default the recipe's; `magnitude` for a bare model.
+        edge, value_dtype: see `sparsify_to`.
+        engine, resume, progress: see `sparsify_file`.
+
+    Raises:
+        ModelError: the recipe's model is no local folder.
+    """
+    chosen = read_plan(plan)
+    if not is_recipe(subject):
+        source = hf_folder(subject.removeprefix("hf:")) if subject.startswith("hf:") else Path(subject)
+        return sparsify_file(
+            source,
+            out,
+            chosen,
+            method=method or "magnitude",
+            edge=edge or "error",
+            value_dtype=value_dtype,
+            engine=engine,
+            resume=resume,
+            progress=progress,
+        )
+    session = session_of(subject)
+    section, model = session.recipe.sparsify, session.recipe.model
+    if not model.startswith("hf:"):
+        raise ModelError(f"Models are streamed from a folder on disk (hf:FOLDER), the recipe has {model!r}.")
+    return sparsify_file(
+        hf_folder(model.removeprefix("hf:")),
+        out,
+        chosen,
+        method=method or section.method,
+        edge=edge or section.edge,
+        value_dtype=value_dtype,
+        data=session.task_for(tokenizer_of(model)).calibration(),
+        include=section.include or None,
+        exclude=section.exclude or None,
+        engine=engine,
+        resume=resume,
+        progress=progress,
+    )
 
 
 def train_to(

@@ -2,7 +2,7 @@
 
 from . import alps, auto, learned, magnitude, sparsegpt, wanda
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import reconstruction_error
+from .gram import factors_used_once, reconstruction_error
 from .reconstruct import reconstruct
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Sparsified",
     "alps",
     "auto",
+    "factors_used_once",
     "learned",
     "magnitude",
     "reconstruct",

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import NMG, AbstractPattern, LayerStats, NumericError
 from ..solvers import AbstractMaskSolver, solve_mask
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import factors, squared_error
+from .gram import damped_gram, factors, squared_error
 from .reconstruct import solve_kept
 from .rounding import round_kept
 from .sparsegpt import SparseGPT
@@ -53,18 +53,19 @@ class ALPS(AbstractSparsifier):
         start = SparseGPT().choose(weight, stats, pattern, layer)
         known = factors(cast(LayerStats, stats), layer, weight.device)
         dense, lawful = weight.double(), start.weight.double()
-        inputs = _Inputs.of(known.gram, solve_mask if self.solver is None else self.solver.solve)
+        gram = damped_gram(cast(LayerStats, stats), known.damping).to(weight.device)
+        inputs = _Inputs.of(gram, solve_mask if self.solver is None else self.solver.solve)
         penalty = _choose_penalty(dense, lawful, inputs, pattern, layer)
         mask, solved = inputs.solve(dense, lawful, pattern, layer, penalty)
         settings = {"damping": known.damping, "rho": penalty}
-        if squared_error(dense - solved, known.gram) < squared_error(dense - lawful, known.gram):
+        if squared_error(dense - solved, gram) < squared_error(dense - lawful, gram):
             return Sparsified(mask, solved.to(weight.dtype), settings)
         return Sparsified(start.mask, start.weight, settings)
 
     def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """The same, then each kept weight is rounded so that it makes up for the others' rounding."""
         found = self.choose(weight, stats, pattern, layer)
-        gram = factors(cast(LayerStats, stats), layer, weight.device).gram
+        gram = damped_gram(cast(LayerStats, stats), found.settings["damping"]).to(weight.device)
         rounded = round_kept(found.weight, found.mask, weight, gram)
         return Sparsified(found.mask, rounded.to(weight.dtype), found.settings)
 

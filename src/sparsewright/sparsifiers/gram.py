@@ -1,6 +1,8 @@
 """What the inputs of a layer say about its weights: the damped gram matrix, its factors, the reconstruction error."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -14,35 +16,46 @@ DAMPING = 0.01
 # How often it is raised tenfold where the matrix cannot be factorised.
 _RAISES = 3
 
+# Rows that are converted at a time.
+_ROWS = 128
 
-def damped_gram(stats: LayerStats, damping: float = DAMPING) -> Tensor:
+
+def damped_gram(stats: LayerStats, damping: float = DAMPING, dtype: torch.dtype = torch.float64) -> Tensor:
     """Gram matrix per token with `damping` times its mean diagonal added to the diagonal.
 
     The addition makes it positive definite; inputs that never fired get the smallest curvature instead of none.
 
+    Args:
+        stats: with the gram matrix.
+        damping: see above.
+        dtype: of the answer; it is computed in float64 a few rows at a time, so that no second copy is made.
+
     Returns:
-        `(in, in)` float64.
+        `(in, in)`.
     """
-    gram = cast(Tensor, stats.gram).double() / stats.tokens
-    ridge = damping * float(gram.diagonal().mean())
+    gram = cast(Tensor, stats.gram)
     # Inputs that are all zero tell nothing: then every weight counts alike.
-    return gram + (ridge or 1.0) * torch.eye(gram.shape[0], dtype=torch.float64, device=gram.device)
+    ridge = damping * float((gram.diagonal().double() / stats.tokens).mean()) or 1.0
+    damped = torch.empty(gram.shape, dtype=dtype, device=gram.device)
+    for first in range(0, gram.shape[0], _ROWS):
+        rows = gram[first : first + _ROWS].double() / stats.tokens
+        rows[:, first:].diagonal().add_(ridge)
+        damped[first : first + _ROWS] = rows
+    return damped
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A damped gram matrix and what a column sweep needs of it, `(in, in)` float64 each; treat them as read-only.
+    """What a column sweep needs of the inverse of a damped gram matrix, float64; treat it as read-only.
 
     Attributes:
-        gram: per token, damped.
-        inverse: of `gram`.
-        upper: upper Cholesky factor of the inverse: `upper.T @ upper == inverse`.
+        diagonal: `(in,)`, of the inverse.
+        upper: `(in, in)`, upper Cholesky factor of the inverse: `upper.T @ upper == inverse`.
         damping: share of the mean diagonal that it took to factorise.
     """
 
-    gram: Tensor
-    inverse: Tensor
+    diagonal: Tensor
     upper: Tensor
     damping: float
 
@@ -53,24 +66,45 @@ class _LastFactors:
     def __init__(self) -> None:
         self._gram: weakref.ref[Tensor] | None = None
         self._kept: Factors | None = None
+        self.keeps = True
 
     def of(self, stats: LayerStats, layer: str, device: torch.device) -> Factors:
         gram = cast(Tensor, stats.gram)
         known = self._gram() if self._gram is not None else None
-        if known is not gram or self._kept is None or self._kept.gram.device != device:
-            self._kept = _factorise(stats, layer, device)
-            self._gram = weakref.ref(gram)
-        return self._kept
+        if known is gram and self._kept is not None and self._kept.upper.device == device:
+            return self._kept
+        self.forget()
+        found = _factorise(stats, layer, device)
+        if self.keeps:
+            # They go when the matrix goes.
+            self._kept, self._gram = found, weakref.ref(gram, self.forget)
+        return found
+
+    def forget(self, gone: object = None) -> None:
+        """Let the factors go, unless they are by now those of another matrix than `gone`."""
+        if gone is None or gone is self._gram:
+            self._kept = self._gram = None
 
 
 _LAST = _LastFactors()
 
 
+@contextmanager
+def factors_used_once() -> Iterator[None]:
+    """Factors that are asked for inside the block are not kept: for a matrix so large that every copy counts."""
+    before, _LAST.keeps = _LAST.keeps, False
+    try:
+        yield
+    finally:
+        _LAST.keeps = before
+
+
 def factors(stats: LayerStats, layer: str, device: torch.device) -> Factors:
-    """The damped gram matrix of a layer's inputs, factorised.
+    """What a column sweep needs of the gram matrix of a layer's inputs.
 
     Damping starts at `DAMPING` and is raised tenfold, three times at most, while the matrix is not positive definite.
-    The last answer is kept, because a search asks for many patterns of one layer in a row.
+    The last answer is kept as long as the gram matrix lives, because a search asks for many patterns of one layer in a
+    row.
 
     Args:
         stats: with gram.
@@ -85,14 +119,15 @@ def factors(stats: LayerStats, layer: str, device: torch.device) -> Factors:
 
 def _factorise(stats: LayerStats, layer: str, device: torch.device) -> Factors:
     for damping in (DAMPING * 10**raised for raised in range(_RAISES + 1)):
-        gram = damped_gram(stats, damping).to(device)
-        lower, failed = torch.linalg.cholesky_ex(gram)
+        # At most two of these matrices at a time.
+        lower, failed = torch.linalg.cholesky_ex(damped_gram(stats, damping).to(device))
         if bool(failed):
             continue
         inverse = torch.cholesky_inverse(lower)
+        del lower
         upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not bool(failed):
-            return Factors(gram, inverse, upper, damping)
+            return Factors(inverse.diagonal().clone(), upper, damping)
     raise NumericError(
         f"The gram matrix of the inputs of {layer} must be positive definite, and even damped by {damping:g} times its "
         "mean diagonal it is not. Calibrate again in float32 or better; nothing was changed."

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..core import NM, AbstractPattern, LayerStats, Transposable
 from ..solvers import solve_mask
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import factors, squared_error
+from .gram import damped_gram, squared_error
 from .reconstruct import solve_kept
 from .rounding import round_kept
 from .sparsegpt import SparseGPT
@@ -55,18 +55,18 @@ class Learned(AbstractSparsifier):
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Learn, solve for the kept weights, and give back the better of prior and result."""
         prior = SparseGPT().choose(weight, stats, pattern, layer)
-        known = factors(cast(LayerStats, stats), layer, weight.device)
+        gram = damped_gram(cast(LayerStats, stats), prior.settings["damping"]).to(weight.device)
         dense, lawful = weight.double(), prior.weight.double()
-        mask, trained = _learn(dense, lawful, prior.mask, known.gram, pattern)
-        solved = solve_kept(trained, mask, dense, known.gram)
-        if squared_error(dense - solved, known.gram) < squared_error(dense - lawful, known.gram):
+        mask, trained = _learn(dense, lawful, prior.mask, gram, pattern)
+        solved = solve_kept(trained, mask, dense, gram)
+        if squared_error(dense - solved, gram) < squared_error(dense - lawful, gram):
             return Sparsified(mask, solved.to(weight.dtype), prior.settings)
         return prior
 
     def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """The same, then each kept weight is rounded so that it makes up for the others' rounding."""
         found = self.choose(weight, stats, pattern, layer)
-        gram = factors(cast(LayerStats, stats), layer, weight.device).gram
+        gram = damped_gram(cast(LayerStats, stats), found.settings["damping"]).to(weight.device)
         rounded = round_kept(found.weight, found.mask, weight, gram)
         return Sparsified(found.mask, rounded.to(weight.dtype), found.settings)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..core import AbstractPattern, LayerStats
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
-from .gram import Factors, factors
-from .reconstruct import solve_kept
+from .gram import damped_gram, factors
+from .reconstruct import descend, kept_residual
 from .rounding import round_kept
 from .sections import LAZY_COLUMNS, AbstractSections, sections
 
@@ -27,16 +27,18 @@ class SparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns, then solve for the kept weights."""
-        mask, swept, known = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
-        solved = solve_kept(swept, mask, weight.double(), known.gram)
-        return Sparsified(mask, solved.to(weight.dtype), {"damping": known.damping})
+        seen = cast(LayerStats, stats)
+        mask, swept, damping = _mask_and_sweep(weight, seen, pattern, layer)
+        return Sparsified(mask, _finished(weight, mask, swept, seen, damping).to(weight.dtype), {"damping": damping})
 
     def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """The same, then each kept weight is rounded so that it makes up for the others' rounding."""
-        mask, swept, known = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
-        dense = weight.double()
-        rounded = round_kept(solve_kept(swept, mask, dense, known.gram), mask, dense, known.gram)
-        return Sparsified(mask, rounded.to(weight.dtype), {"damping": known.damping})
+        seen = cast(LayerStats, stats)
+        mask, swept, damping = _mask_and_sweep(weight, seen, pattern, layer)
+        solved = _finished(weight, mask, swept, seen, damping)
+        gram = damped_gram(seen, damping).to(weight.device)
+        rounded = round_kept(solved, mask, weight.double(), gram)
+        return Sparsified(mask, rounded.to(weight.dtype), {"damping": damping})
 
 
 @final
@@ -48,18 +50,25 @@ class PlainSparseGPT(AbstractSparsifier):
 
     def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """Sweep over the columns."""
-        mask, swept, known = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
-        return Sparsified(mask, swept.to(weight.dtype), {"damping": known.damping})
+        mask, swept, damping = _mask_and_sweep(weight, cast(LayerStats, stats), pattern, layer)
+        return Sparsified(mask, swept.to(weight.dtype), {"damping": damping})
+
+
+def _finished(weight: Tensor, mask: Tensor, swept: Tensor, stats: LayerStats, damping: float) -> Tensor:
+    """The best values under the mask, float64; the gram matrix is there in one precision at a time."""
+    residual = kept_residual(swept, mask, weight, damped_gram(stats, damping).to(weight.device))
+    single = damped_gram(stats, damping, torch.float32).to(weight.device)
+    return descend(swept, mask, residual, single)
 
 
 def _mask_and_sweep(
     weight: Tensor, stats: LayerStats, pattern: AbstractPattern, layer: str
-) -> tuple[Tensor, Tensor, Factors]:
-    """Mask, corrected weight and the factors of the gram matrix."""
+) -> tuple[Tensor, Tensor, float]:
+    """Mask, corrected weight and the damping that the gram matrix took."""
     known = factors(stats, layer, weight.device)
     dense = weight.double()
-    mask, swept = _sweep(dense, known.upper, sections(pattern, dense.square() / known.inverse.diagonal()))
-    return mask, swept, known
+    mask, swept = _sweep(dense, known.upper, sections(pattern, dense.square() / known.diagonal))
+    return mask, swept, known.damping
 
 
 def _sweep(dense: Tensor, factor: Tensor, plan: AbstractSections) -> tuple[Tensor, Tensor]:
