@@ -78,8 +78,11 @@ def test_a_model_on_the_meta_device_tells_shapes_and_dtypes(layout):
     assert sw.linear(x, layer.weight.packed).shape == (2, 3, 36)
     assert layer.weight.dense().shape == (36, 16)
     assert sw.masks(layer)[""].is_meta
-    with pytest.raises(KernelError, match=r'x is on the meta device.*the packed weight is on cpu.*\.to\("meta"\)'):
-        sw.linear(x, here.weight.packed)
+    if layout == "int8_weights":
+        with pytest.raises(KernelError, match=r'x is on the meta device.*the packed weight is on cpu.*\.to\("meta"\)'):
+            sw.linear(x, here.weight.packed)
+    else:
+        assert sw.linear(x, here.weight.packed).shape == (2, 3, 36)
 
 
 def test_room_on_another_device_is_room_for_a_state_dict():

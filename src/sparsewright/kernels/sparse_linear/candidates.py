@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from torch import Tensor
 
 from ...layouts import PackedWeight
+from .operand_checks import check_vector
 from .strips import strips_of
 
 
@@ -123,8 +125,12 @@ class StripLane(AbstractNative):
 
 def has_strips(packed: PackedWeight) -> bool:
     """Whether a weight of the vector layout on the CPU keeps two of every four rows and columns."""
-    index, pointers = packed.tensors["index"], packed.tensors["pointers"]
-    return index.device.type == "cpu" and strips_of(index, pointers, *packed.shape) is not None
+    values, index, pointers = (packed.tensors[name] for name in ("values", "index", "pointers"))
+    if type(index) is not Tensor or not index.is_cpu:
+        return False
+    # Tensors of a damaged weight lead anywhere.
+    check_vector(values, index, pointers, packed.tensors.get("scale"), *packed.shape, group=1)
+    return strips_of(index, pointers, *packed.shape) is not None
 
 
 @final

@@ -35,7 +35,8 @@ def check_eager(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> None:
             f"The packed weight is on the meta device, which has no values, and x is on {x.device}. Load the weight "
             "(load_state_dict with assign=True, or sparsewright.load) first."
         )
-    if x.device.type == "meta" and packed.device.type != "meta":
+    if x.device.type == "meta" and packed.device.type != "meta" and packed.layout == "int8_weights":
+        # The other layouts tell the shape all the same.
         raise KernelError(
             f"x is on the meta device, which has no values, and the packed weight is on {packed.device}. Move the "
             'model too (`.to("meta")`), or pass values.'
