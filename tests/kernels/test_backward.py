@@ -259,7 +259,8 @@ def test_the_structure_is_made_once_and_survives_new_values_and_leaves_with_its_
     assert not keys & transposed._structures.keys()
 
 
-@pytest.mark.parametrize("isa", instruction_sets()[1:])
+# Every set meets its contract in tests/native; here the way from Python is tried, with long vectors and without.
+@pytest.mark.parametrize("isa", [name for name in instruction_sets()[1:] if name in ("avx2", "scalar")])
 def test_a_lower_instruction_set_gives_the_same_gradients(packed_weight, tmp_path, isa):
     import os
 

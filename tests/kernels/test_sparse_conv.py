@@ -139,7 +139,8 @@ def test_bits_depend_on_neither_threads_nor_format_nor_place_in_the_batch(packed
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("isa", instruction_sets()[1:])
+# Every set meets its contract in tests/native; here the way from Python is tried, with long vectors and without.
+@pytest.mark.parametrize("isa", [name for name in instruction_sets()[1:] if name in ("avx2", "scalar")])
 def test_a_lower_instruction_set_gives_the_same_results(packed_weight, tmp_path, isa):
     for number, (pattern, value_dtype) in enumerate(product(("1:4", "2x1@30%", "1:4x4", "16x1@30%"), TYPES)):
         packed = packed_weight(pattern, 48, 16 * 9, value_dtype)

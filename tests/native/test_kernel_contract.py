@@ -52,7 +52,7 @@ def test_kernels_stay_within_their_buffers_and_keep_the_contract(name, sanitizin
         pytest.skip(
             f"{name} takes a minute to compile: set SPARSEWRIGHT_SLOW_TESTS=1; its results are tested elsewhere"
         )
-    assert_passes(contract_program(tmp_path, isa, sanitizing_compiler, SANITIZED), 250)
+    assert_passes(contract_program(tmp_path, isa, sanitizing_compiler, SANITIZED), 150)
 
 
 WRONG_KERNEL = """
@@ -80,7 +80,7 @@ def test_the_program_notices_a_wrong_sum_and_a_read_past_the_end(sanitizing_comp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name,processor", [("neon", "cortex-a72"), ("neon_dot", "max"), ("portable", "cortex-a72")])
+@pytest.mark.parametrize("name,processor", [("neon", "cortex-a72"), ("neon_dot", "max")])
 def test_arm_kernels_keep_the_contract_on_an_emulated_processor(name, processor, tmp_path):
     compiler = tool("aarch64-linux-gnu-g++")
     emulator = tool("qemu-aarch64-static", "qemu-aarch64")

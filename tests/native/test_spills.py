@@ -30,7 +30,7 @@ ARM = ("neon", "neon_dot")
 ALLOWED = (
     Allowance(
         (*X86, "avx_vnni", "avx512_vnni", *ARM),
-        "sparse_linear_(cpu|nmg|int8)",
+        "sparse_linear_(cpu|nmg|int8|strips)",
         r"(activate|write_activated)_rows<",
         32,
         "an activation has more constants than there are registers, and reads some from memory; it has no sums, "

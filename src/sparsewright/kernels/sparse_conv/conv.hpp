@@ -59,6 +59,8 @@ inline void write_planes(const float *sums, std::int64_t width, const float *bia
 
 template <int G, class Value> struct Convolution {
     using Lane = TokenLane<G, Value>;
+    // Images are seldom so large that wider tiles of single rows would pay for their code.
+    static constexpr int most_vectors = Lane::most_vectors < 4 || lanes < 16 ? Lane::most_vectors : 4;
 
     struct Memory {
         float *panel, *sums, *stage;
@@ -160,7 +162,8 @@ template <int G, class Value> struct Convolution {
                     std::int64_t shares) {
         const LinearProblem &weight = p.weight;
         constexpr std::int64_t bytes = sizeof(float);
-        const std::int64_t tiles = divide_up(vectors.end - vectors.begin, Lane::widest(weight));
+        const std::int64_t widest = smaller<std::int64_t>(Lane::widest(weight), most_vectors);
+        const std::int64_t tiles = divide_up(vectors.end - vectors.begin, widest);
         const std::int64_t width = divide_up(vectors.end - vectors.begin, tiles) * lanes;
         const std::int64_t most = Lane::panel_bytes(weight) / (weight.block_columns * width * bytes);
         const std::int64_t passes = divide_up(weight.blocks, most > 1 ? most : 1);
@@ -202,7 +205,7 @@ template <int G, class Value> struct Convolution {
                     const std::int64_t rest = smaller(vectors.end * lanes, pixels) - begin - tokens;
                     const std::int64_t next = smaller(rest, width);
                     const auto call = [&]<int NV>() { tile<NV>(p, work, begin, tokens, next); };
-                    with_count<Lane::most_vectors>(tile_of.end - tile_of.begin, call);
+                    with_count<most_vectors>(tile_of.end - tile_of.begin, call);
                 }
             }
         }

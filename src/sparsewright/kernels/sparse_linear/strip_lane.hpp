@@ -103,7 +103,8 @@ template <class Value, bool turned> struct StripLane {
     static constexpr int rows_of_group = 4;
     static constexpr bool decodes = sizeof(Value) < sizeof(float);
     using Item = Strip;
-    static constexpr int most_vectors = many ? 6 : 3;
+    // On other sets than AVX-512, where single rows are as fast, just enough to be right.
+    static constexpr int most_vectors = lanes == 16 ? 6 : 2;
     static constexpr int side_by_side(int nv) { return nv == 1 ? (many ? 4 : 2) : many && nv <= 3 ? 2 : 1; }
     static std::int64_t widest(const LinearProblem &) { return most_vectors; }
     static std::int64_t panel_bytes(const LinearProblem &p) { return p.level1_bytes * 13 / 16; }

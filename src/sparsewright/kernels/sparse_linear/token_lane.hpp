@@ -111,13 +111,15 @@ template <int G, class Value> struct TokenLane {
     static constexpr int rows_of_group = G;
     static constexpr bool decodes = sizeof(Value) < sizeof(float);
     using Item = Span;
-    static constexpr int most_vectors = G == 1 ? 8 : G == 2 ? (many ? 4 : 6) : many && G == 4 ? 4 : 3;
+    static constexpr int most_vectors = G == 1   ? (many && lanes < 16 ? 4 : 8)
+                                        : G == 2 ? (many ? 4 : 6)
+                                                 : (many && G == 4 ? 4 : 3);
     static constexpr int rows(int nv) {
         if (G <= 4) return G;
         return nv == 1 || (many && nv <= 3) ? 8 : 4;
     }
     static constexpr int side_by_side(int nv) {
-        if (G == 1) return nv <= 2 ? 4 : many || nv <= 4 ? 2 : 1;
+        if (G == 1) return nv <= 2 ? 4 : lanes == 16 || nv <= 4 ? 2 : 1;
         if (G == 2) return nv == 1 ? 4 : nv <= 3 || (many && nv <= 4) ? 2 : 1;
         return G == 4 && nv == 1 ? 2 : 1;
     }
@@ -135,7 +137,7 @@ template <int G, class Value> struct TokenLane {
     // The wider a tile of single rows, the fewer weights are read for each vector of x; but its panel of one block must
     // still fit the first-level cache, which takes short blocks.
     static std::int64_t widest(const LinearProblem &p) {
-        if (G > 1 || !many) return most_vectors;
+        if (G > 1 || lanes < 16) return most_vectors;
         const std::int64_t fit = panel_bytes(p) / (p.block_columns * static_cast<std::int64_t>(sizeof(Wide)));
         return fit < 4 ? 4 : smaller<std::int64_t>(fit, most_vectors);
     }
