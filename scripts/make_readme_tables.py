@@ -124,9 +124,52 @@ def masks() -> str:
     return f"{first}\n\n{second}"
 
 
+def perplexity() -> str:
+    """Perplexity by pattern and sparsifier, with the density that came out."""
+    rows = read("perplexity.csv")
+    found = {(row["pattern"], row["method"]): row for row in rows}
+    methods = tuple(dict.fromkeys(row["method"] for row in rows if row["method"]))
+    lines = [("dense", *(found["dense", ""]["perplexity"] for _ in methods), "1")]
+    for pattern in dict.fromkeys(row["pattern"] for row in rows if row["method"]):
+        cells = []
+        for method in methods:
+            row = found[pattern, method]
+            cells.append(row["perplexity"] + (f" ± {row['spread']}" if row["spread"] else ""))
+        lines.append((f"`{pattern}`", *cells, found[pattern, methods[-1]]["density"]))
+    return table(("", *methods, "density"), lines)
+
+
+def alps_masks() -> str:
+    """Layer error of ALPS by mask solver, and the share of its time that masks take."""
+    rows = read("alps_masks.csv")
+    found = {(row["solver"], row["pattern"]): row for row in rows}
+    lines = []
+    for solver in dict.fromkeys(row["solver"] for row in rows):
+        cells = (
+            f"{float(found[solver, p]['layer_error']):.4f}, {100 * float(found[solver, p]['mask_share']):.1f} %"
+            for p in MASK_PATTERNS
+        )
+        lines.append((solver, *cells))
+    return table(("", *(f"`{pattern}`: error, time in masks" for pattern in MASK_PATTERNS)), lines)
+
+
+def training_step() -> str:
+    """How much faster a whole training step is, and its parts."""
+    rows = [row for row in read("training_step.csv") if row["name"] != "torch fp32"]
+    parts = ("forward", "backward", "adamw")
+    lines = [
+        (shown(row["name"]), row["batch"], f"**{float(row['speedup']):.2f}**")
+        + tuple(f"{float(row[f'{part}_speedup']):.2f}" for part in parts)
+        for row in rows
+    ]
+    return table(("", "batch", "step", "forward", "backward", "AdamW"), lines)
+
+
 PAGES = {
     README: (("linear", kernels), ("bert", bert), ("decode", decode)),
-    ROOT / "docs" / "masks.md": (("masks", masks),),
+    ROOT / "docs" / "masks.md": (("masks", masks), ("alps_masks", alps_masks)),
+    ROOT / "docs" / "sparsifiers.md": (("perplexity", perplexity),),
+    ROOT / "docs" / "packed_training.md": (("training_step", training_step),),
 }
 
 

@@ -197,3 +197,8 @@ def test_a_mask_shows_how_its_edges_were_treated() -> None:
     assert found.edge == "dense"
     mask[0, :2] = True
     assert NM(1, 4).obeyed_by(mask) is None
+
+
+def test_a_pattern_with_its_value_type_is_told_where_that_goes():
+    with pytest.raises(PatternError, match=r"give the pattern '2:4x4', and value_dtype='int8'"):
+        parse_pattern("2:4x4 int8")

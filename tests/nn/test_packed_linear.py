@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparsewright as sw
 from sparsewright.core import KernelError, parse_pattern
 from sparsewright.layouts import pack
 from sparsewright.nn import PackedLinear
@@ -34,10 +35,11 @@ def test_casts_leave_the_packed_tensors_as_they_are(case, cast):
     wanted = layer(x)
     getattr(layer, cast)()
     assert torch.equal(layer(x), wanted)
-    biased = getattr(packed_layer(*case), cast)()
-    with pytest.raises(KernelError, match="bias of torch"):
-        biased(x)
-    assert torch.isfinite(biased.float()(x)).all()
+    # The bias alone follows, and is read in the dtype of x.
+    biased = packed_layer(*case)
+    wanted = biased(x)
+    torch.testing.assert_close(getattr(biased, cast)()(x), wanted, atol=2e-2, rtol=0)
+    assert biased.bias.dtype == getattr(torch, cast)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
@@ -90,3 +92,25 @@ def test_an_unknown_activation_is_refused_when_the_layer_is_made():
     packed = packed_layer(*CASES[0]).packed
     with pytest.raises(KernelError, match=r"fuse relu, gelu and gelu_tanh, got 'glu'\. Did you mean"):
         PackedLinear(packed, activation="glu")
+
+
+def test_a_wrong_weight_or_bias_is_told_when_the_layer_is_made() -> None:
+    packed = sw.pack(torch.randn(8, 16), sw.solve_mask(torch.rand(8, 16), "50%"), "vector", "50%")
+    for wrong in (None, torch.randn(8, 16)):
+        with pytest.raises(KernelError, match=r"takes a PackedWeight, got .*sw\.pack"):
+            PackedLinear(wrong)  # type: ignore[arg-type]
+    for bias in ([1.0] * 8, torch.ones(8, dtype=torch.int64), torch.ones(7)):
+        with pytest.raises(KernelError, match=r"a floating-point bias of shape \(8,\), got"):
+            PackedLinear(packed, bias)  # type: ignore[arg-type]
+    assert isinstance(PackedLinear(packed, trainable="values").packed_values, torch.nn.Parameter)
+
+
+def test_to_dense_gives_dense_values() -> None:
+    linear = torch.nn.Linear(16, 8)
+    sw.sparsify_(torch.nn.Sequential(linear), "2:4")
+    wanted = linear.weight.detach().clone()
+    model = torch.nn.Sequential(linear)
+    sw.pack_(model, force=True)
+    dense = model[0].weight.to_dense()
+    assert type(dense) is torch.Tensor
+    assert torch.equal(dense, wanted)

@@ -534,6 +534,12 @@ def parse_pattern(text: str | AbstractPattern) -> AbstractPattern:
         match = form.fullmatch(squeezed)
         if match:
             return make(*match.groups())
+    for values in ("fp32", "fp16", "int8"):
+        if squeezed.endswith(values):
+            raise PatternError(
+                f"{text!r} is a pattern and a value type: give the pattern {squeezed.removesuffix(values)!r}, and "
+                f"value_dtype={values!r} as an argument of its own or in a plan."
+            )
     raise PatternError(
         f"{text!r} is no pattern. Write `dense`, `2:4`, `2:4x4` (4 rows share a choice), `2:4t` (transposable), "
         "`2:4tx4` (the same by 4x4 blocks), `3:6:4` (n:m:g), `10%` (unstructured) or `4x1@50%` (blocks)."

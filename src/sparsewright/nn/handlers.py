@@ -96,6 +96,12 @@ def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1
     return result
 
 
+@_serves(FUNCTIONS, Tensor.to_dense)
+def _to_dense(tensor: SparseTensor, dtype: torch.dtype | None = None, *, masked_grad: bool | None = None) -> Tensor:
+    # Torch's own name; to torch this is an ordinary tensor, which would be given back as it is.
+    return tensor.dense() if dtype is None else tensor.dense().to(dtype)
+
+
 @_serves(FUNCTIONS, Tensor.share_memory_)
 def share_memory(tensor: SparseTensor) -> SparseTensor:
     """Hold a copy in shared memory; the tensor's own storage is empty and must not be touched."""

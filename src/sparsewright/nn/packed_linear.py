@@ -28,7 +28,8 @@ class PackedLinear(nn.Module):
             and costs no pass over memory of its own: the kernels apply it while outputs are near. None: nothing.
 
     Raises:
-        KernelError: a name is none of W's tensors, or is not floating point; or an unknown activation.
+        KernelError: `packed` or `bias` is something else; a name is none of W's tensors, or is not floating point; or
+            an unknown activation.
     """
 
     bias: nn.Parameter | None
@@ -41,6 +42,14 @@ class PackedLinear(nn.Module):
         activation: Activation | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(packed, PackedWeight):
+            raise KernelError(f"PackedLinear takes a PackedWeight, got {type(packed).__name__}. Make one with sw.pack.")
+        floats = isinstance(bias, Tensor) and bias.is_floating_point()
+        if bias is not None and not (floats and tuple(bias.shape) == packed.shape[:1]):
+            form = f"{tuple(bias.shape)} {bias.dtype}" if isinstance(bias, Tensor) else type(bias).__name__
+            raise KernelError(f"PackedLinear takes a floating-point bias of shape ({packed.shape[0]},), got {form}.")
+        if isinstance(trainable, str):
+            trainable = (trainable,)
         if activation is not None:
             check_activation(activation)
         self.activation = activation
@@ -88,7 +97,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""
-        return linear(x, self.packed, self.bias, self.activation)
+        bias: Tensor | None = self.bias
+        if bias is not None and bias.dtype != x.dtype and x.dtype == torch.float32:
+            bias = bias.to(x.dtype)  # after `.half()` and its like, which the packed weight does not follow
+        return linear(x, self.packed, bias, self.activation)
 
     def extra_repr(self) -> str:
         """Layout, pattern, shape and activation."""
