@@ -13,6 +13,7 @@ rows-then-columns: mean layer error, and the share of ALPS's time that masks tak
 
 import argparse
 import copy
+import csv
 import os
 import random
 import statistics
@@ -29,18 +30,21 @@ from benchmarks.language_model import ASSETS, batches, perplexity, stories, stor
 from benchmarks.record import RESULTS, where, write_rows
 from torch import Tensor, nn
 
-from sparsewright.core import AbstractPattern
+from sparsewright.core import AbstractPattern, LayerStats
 from sparsewright.models import SparsifyResult, sparsify_
 from sparsewright.solvers import AbstractMaskSolver, Count, solvers
 from sparsewright.solvers.tsenor import Tsenor
+from sparsewright.sparsifiers import reconstruction_error
 from sparsewright.sparsifiers.alps import ALPS
 
-PATTERNS = ("2:4", "2:4t", "4:8t", "8:16t", "16:32t", "50%")
+PATTERNS = ("2:4", "2:4t", "4:8t", "8:16t", "16:32t", "50%", "2:4x4", "2:4tx4")
 METHODS = ("magnitude", "wanda", "sparsegpt", "alps")
 SEEDS = (0, 1, 2)
 CALIBRATION, TEST = 64, 400
 TRANSPOSABLE = ("2:4t", "4:8t", "8:16t", "16:32t")
 TEMPERATURES = (50.0, 100.0, 200.0)
+# Of one more layer, so large that the time of a call does not count.
+SIZE = 768
 
 
 def main() -> None:
@@ -48,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "perplexity.csv")
     parser.add_argument("--solvers-out", type=Path, default=RESULTS / "alps_masks.csv")
+    parser.add_argument("--only", nargs="+", choices=PATTERNS, help="these patterns; rows of others stay as they are")
     parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the text: a look, not a record")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,13 +63,23 @@ def main() -> None:
     half = len(texts) // 2
     test = batches(texts[half : half + (TEST // 4 if arguments.quick else TEST)])
     seeds = SEEDS[:1] if arguments.quick else SEEDS
-    rows = perplexities(dense, texts[:half], test, seeds)
-    solver_rows = inside_alps(dense, batches(drawn(texts[:half], 0)))
+    rows = perplexities(dense, texts[:half], test, seeds, arguments.only or PATTERNS)
     if arguments.quick:
+        inside_alps(dense, batches(drawn(texts[:half], 0)))
         print("quick look, tables not written")
+    elif arguments.only:
+        write_rows(arguments.out, merged(arguments.out, rows))
     else:
         write_rows(arguments.out, rows)
-        write_rows(arguments.solvers_out, solver_rows)
+        write_rows(arguments.solvers_out, inside_alps(dense, batches(drawn(texts[:half], 0))))
+
+
+def merged(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the table with these in the place of theirs, in the order of the patterns."""
+    with path.open(encoding="utf-8", newline="") as held:
+        found = {(row["pattern"], row["method"]): row for row in csv.DictReader(held)}
+    found |= {(row["pattern"], row["method"]): row for row in rows}
+    return sorted(found.values(), key=lambda row: ("dense", *PATTERNS).index(row["pattern"]))
 
 
 def drawn(texts: Sequence[Tensor], seed: int) -> list[Tensor]:
@@ -79,12 +94,16 @@ def pruned(dense: nn.Module, pattern: str, method: str, data: Any) -> tuple[nn.M
 
 
 def perplexities(
-    dense: nn.Module, texts: Sequence[Tensor], test: Sequence[dict[str, Tensor]], seeds: Sequence[int]
+    dense: nn.Module,
+    texts: Sequence[Tensor],
+    test: Sequence[dict[str, Tensor]],
+    seeds: Sequence[int],
+    patterns: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One row for the dense model, one for every pattern and method."""
     rows = [_row("dense", "", [perplexity(dense, test)], [1.0], [0.0], 0.0)]
     print(f"dense {rows[0]['perplexity']}", flush=True)
-    for pattern in PATTERNS:
+    for pattern in patterns:
         for method in METHODS:
             found, density, errors, seconds = [], [], [], []
             for seed in seeds[:1] if method == "magnitude" else seeds:
@@ -172,9 +191,38 @@ def inside_alps(dense: nn.Module, data: Any) -> list[dict[str, Any]]:
                     **where(),
                 }
             )
-            row = rows[-1]
-            print(f"{pattern:7s} {name:20s} error {row['layer_error']}  masks {row['mask_share']} of ALPS", flush=True)
+            _tell(rows[-1])
+        rows.append(_large_layer(pattern))
+        _tell(rows[-1])
     return rows
+
+
+def _tell(row: dict[str, Any]) -> None:
+    print(f"{row['pattern']:7s} {row['solver']:24s} error {row['layer_error']}  masks {row['mask_share']}", flush=True)
+
+
+def _large_layer(pattern: str) -> dict[str, Any]:
+    """The exact solver on one random layer of BERT-base's size, whose inputs are correlated."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(SIZE, SIZE, generator=generator)
+    inputs = torch.randn(4 * SIZE, SIZE // 4, generator=generator) @ torch.randn(SIZE // 4, SIZE, generator=generator)
+    inputs += torch.randn(4 * SIZE, SIZE, generator=generator)
+    stats = LayerStats(
+        len(inputs), inputs.mean(0).double(), inputs.square().sum(0).double(), (inputs.T @ inputs).double()
+    )
+    clock = Timed(solvers.get("transposable"), [])
+    start = time.thread_time()
+    found = ALPS(solver=clock).sparsify(weight, stats, pattern)
+    seconds = time.thread_time() - start
+    return {
+        "pattern": pattern,
+        "solver": f"transposable, {SIZE} x {SIZE}",
+        "layer_error": f"{reconstruction_error(weight, found.weight, stats):.5f}",
+        "mask_s": f"{sum(clock.seconds):.4f}",
+        "alps_s": f"{seconds:.3f}",
+        "mask_share": f"{sum(clock.seconds) / seconds:.4f}",
+        **where(),
+    }
 
 
 if __name__ == "__main__":

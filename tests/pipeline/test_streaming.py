@@ -377,11 +377,16 @@ def test_ray_gives_the_same_bits_though_a_worker_and_a_machine_die(
     # Workers import the sparsifier by name.
     here = str(Path(streamed_model.__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster()
     try:
-        second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            cluster.add_node(**node)
+            second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        except (OSError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+            pytest.skip(f"Ray starts no cluster of two nodes here: {error}")
 
         def lose_a_machine(done: int, total: int, layer: str) -> None:
             if done == 4:

@@ -50,6 +50,8 @@ class RayEngine(AbstractEngine):
         if ray.is_initialized():
             yield
             return
+        # A tool that runs on other people's models sends nothing anywhere of its own accord.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level="ERROR")
         try:
             yield
