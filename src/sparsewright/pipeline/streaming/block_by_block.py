@@ -109,7 +109,8 @@ def sparsify_file(
         raise ModelError("This model has no repeated blocks to take one at a time. Load it and call sparsify_ instead.")
     parts = outline(skeleton, stored, blocks, chosen)
     goal = Path(destination).expanduser().absolute()
-    settings = settings_of(stored, skeleton.model, full, sparsifiers, methods, batches)
+    config = folder / "config.json" if model is None else None
+    settings = settings_of(stored, config, skeleton.model, full, sparsifiers, methods, batches)
     files = parts.rows(skeleton, stored, file_names(goal, stored))
     solver = engines.get(engine) if isinstance(engine, str) else engine
     masks = [mask for each in parts.masks.values() for mask in each]
