@@ -81,7 +81,9 @@ def adopt_masks_(
                     key: value if isinstance(value, Tensor) else torch.as_tensor(value) for key, value in given.items()
                 }
                 for key, value in state.items():
-                    require_finite(value, f"tensor {key}")
+                    # Buffers may be infinite: attention masks are.
+                    if key.endswith((ORIGINAL, ".weight")):
+                        require_finite(value, f"tensor {key}")
                 given = {key: value for key, value in state.items() if key.endswith(MASK_SUFFIX)}
                 own = _checked_state(model, folded(state))
             chosen = _named(layers(model, mask_only=True), given)
@@ -91,7 +93,8 @@ def adopt_masks_(
             if f"{ref.name}.weight" not in own:
                 require_finite(ref.get_weight(), f"weight of {ref.name}")
     # From here on nothing is refused any more.
-    model.load_state_dict(own, strict=False)
+    if own:
+        model.load_state_dict(own, strict=False)
     done, planned = {}, {}
     for ref, mask, pattern in chosen:
         before = ref.get_weight().clone()
