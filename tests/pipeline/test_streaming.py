@@ -368,6 +368,53 @@ def test_a_wrong_model_and_a_missing_one_are_told(file: Path, tmp_path: Path) ->
         resumed(file, tmp_path / "new.safetensors", data=None)
 
 
+def test_the_class_that_the_config_names_is_built(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**size, vocab_size=50))
+    model.save_pretrained(tmp_path / "model")
+    done = sw.sparsify_file(tmp_path / "model", tmp_path / "new", "2:4", method="wanda", data=llama_batches())
+    sw.register_transformers()
+    expected = transformers.BertForMaskedLM.from_pretrained(tmp_path / "model")
+    assert set(done.layers) == set(sw.sparsify_(expected, "2:4", method="wanda", data=llama_batches()).layers)
+    require_same_state(transformers.BertForMaskedLM.from_pretrained(tmp_path / "new"), expected)
+
+
+def test_tensors_that_transformers_renames_are_told(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**size, vocab_size=50))
+    save_file(
+        {name.replace("lm_head", "embed_out"): tensor for name, tensor in model.state_dict().items()},
+        (tmp_path / "model.safetensors"),
+    )
+    model.config.architectures = ["GPTNeoXForCausalLM"]
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(sw.FileError, match=r"a GPTNeoXForCausalLM needs.*renames.*pass model="):
+        sw.sparsify_file(tmp_path, tmp_path / "new", "2:4")
+
+
+def test_data_that_do_not_fit_are_told_by_their_number_and_leave_nothing(
+    folder: Path, file: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    good, bad = llama_batches()[:2]
+    bad["input_ids"][0, 0] = 999
+    with pytest.raises(sw.DataError, match=r"Batch 1 does not fit the model .IndexError"):
+        sw.sparsify_file(folder, tmp_path / "new", "2:4", method="wanda", data=[good, bad])
+    with pytest.raises(sw.DataError, match=r"Batch 0 does not fit the model .RuntimeError"):
+        resumed(file, tmp_path / "new.safetensors", data=[torch.randn(2, 23)])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_places_and_engines_that_are_none_are_told(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(sw.ModelError, match="engine is the name"):
+        resumed(file, tmp_path / "new.safetensors", engine=None)
+    with pytest.raises(sw.FileError, match="destination is the path"):
+        resumed(file, None)  # type: ignore[arg-type]
+    with pytest.raises(sw.FileError, match="source is the path"):
+        resumed(3, tmp_path / "new.safetensors")  # type: ignore[arg-type]
+
+
 class Broken(Tower):
     """Something happens between its blocks."""
 

@@ -182,7 +182,14 @@ def open_destination(
         raise file_error(error, goal) from error
     try:
         _lock(descriptor, folder)
-        yield _begin(goal, folder, files, settings, resume)
+        found = _begin(goal, folder, files, settings, resume)
+        try:
+            yield found
+        except BaseException:
+            if not found.parts:
+                # Nothing to go on from: it would only take the room of a whole model.
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     finally:
         os.close(descriptor)
 
