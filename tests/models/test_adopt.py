@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from sparsewright import nn as sparse_nn
-from sparsewright.core import FileError, ModelError, parse_pattern
+from sparsewright.core import FileError, ModelError, NumericError, parse_pattern
 from sparsewright.hardware import pack_
 from sparsewright.layouts import recognise
 from sparsewright.models import adopt_masks_, layers, sparsify_, strip_masks_
@@ -147,6 +147,17 @@ def test_masks_have_the_shape_of_the_stored_weight() -> None:
         ({"0": object()}, "array of numbers"),
         ({"0.weight_orig": torch.ones(32, 64)}, "needs a weight_mask"),
         (3, "mapping"),
+        ({0: torch.ones(32, 64)}, "names of layers"),
+        ({"0": torch.ones(32, 64)}, "remove nothing"),
+        ({"0.mask": torch.ones(32, 64), "0.weight": torch.eye(32, 64)}, "two masks for 0"),
+        (
+            {
+                "0.weight_orig": torch.ones(32, 64),
+                "0.weight_mask": torch.ones(32, 64),
+                "2.weight": torch.full((64, 32), 7.0),
+            },
+            "remove nothing",
+        ),
     ],
 )
 def test_wrong_masks_are_refused_and_leave_the_model_as_it_was(masks: object, message: str) -> None:
@@ -207,3 +218,69 @@ def test_damaged_files_missing_ones_and_pickles_are_refused(name: str, tmp_path:
     (tmp_path / "m.pt").write_bytes(b"x")
     with pytest.raises(FileError, match=r"\.safetensors and \.npz"):
         adopt_masks_(fresh(), tmp_path / "m.pt")
+
+
+def test_a_refusal_leaves_torchs_pruning_on() -> None:
+    model = fresh()
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    prune.custom_from_mask(model[2], "weight", torch.zeros(64, 32))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = torch.randn(3, 64)
+    expected = model(x)
+    with pytest.raises(ModelError, match="keeps nothing"):
+        adopt_masks_(model)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert prune.is_pruned(model[0])
+    assert torch.equal(model(x), expected)
+    prune.remove(model[0], "weight")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("form", ["masks", "state", "live", "zeros"])
+def test_a_weight_that_is_no_number_is_named_and_nothing_is_adopted(form: str, kept: bool) -> None:
+    model = fresh()
+    mask = torch.ones(32, 64)
+    mask[:, ::2] = 0
+    with torch.no_grad():
+        model[0].weight[3, 5 if kept else 4] = float("nan")
+    given: object = {"0": mask}
+    if form == "state":
+        given = {"0.weight_orig": model[0].weight.detach().clone(), "0.weight_mask": mask}
+        model = fresh()
+    if form in ("live", "zeros"):
+        given = None
+        prune.custom_from_mask(model[0], "weight", mask)
+        if form == "zeros":
+            prune.remove(model[0], "weight")
+    keys = list(model.state_dict())
+    with pytest.raises(NumericError, match=r"0.*\[3, [45]\] is nan"):
+        adopt_masks_(model, given)  # type: ignore[arg-type]
+    assert list(model.state_dict()) == keys
+
+
+def test_a_mask_in_a_sparse_layout_is_taken() -> None:
+    mask = solve_mask(sample_scores((32, 64)), "2:4")
+    model = fresh()
+    adopt_masks_(model, {"0": mask.float().to_sparse()})
+    assert torch.equal(sparse_nn.masks(model)["0"], mask)
+
+
+def test_a_pruned_bias_becomes_plain_too() -> None:
+    model = fresh()
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    prune.l1_unstructured(model[0], "bias", amount=0.5)
+    bias = model[0].bias.detach().clone()
+    adopt_masks_(model)
+    assert not prune.is_pruned(model)
+    assert torch.equal(model[0].bias.detach(), bias)
+
+
+def test_what_has_no_masks_to_give_is_told() -> None:
+    with pytest.raises(ModelError, match=r"torch\.nn\.Module"):
+        adopt_masks_(3)  # type: ignore[arg-type]
+    model = fresh()
+    sparsify_(model, "2:4", include=NAMES)
+    pack_(model, force=True)
+    with pytest.raises(ModelError, match="is packed"):
+        adopt_masks_(model)

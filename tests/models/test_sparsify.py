@@ -185,6 +185,43 @@ def test_a_model_without_a_layer_to_sparsify_is_an_error_with_the_reasons() -> N
         sparsify_(nn.Identity(), "2:4")
 
 
+@pytest.mark.parametrize(
+    ("plan", "options", "error", "message"),
+    [
+        ("2:4", {"method": None}, ModelError, "method is a sparsifier's name.*magnitude"),
+        ("2:4", {"method": 3}, ModelError, "got 3"),
+        ("2:4", {"value_dtype": ["int8"]}, PlanError, "There are no"),
+        ({3: "2:4"}, {}, PlanError, "A rule is a layer's name"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(
+    plan: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = tiny_models.Mlp()
+    with pytest.raises(error, match=message):
+        sparsify_(model, plan, **options)
+    assert sparse_nn.masks(model) == {}
+
+
+def test_a_batch_that_the_model_fails_on_is_told_by_its_number() -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64))
+    good = torch.randn(8, 64)
+    before = state_of(model)
+    for bad in (torch.randn(8, 63), good.half()):
+        with pytest.raises(DataError, match=r"Batch 1 does not fit the model \(RuntimeError"):
+            sparsify_(model, "2:4", method="wanda", data=[good, bad])
+        assert same_state(model, before)
+    with pytest.raises(DataError, match=r"Batch 0 does not fit the model \(IndexError"):
+        sparsify_(tiny_models.tiny_bert(), "2:4", method="wanda", data=[torch.full((2, 4), 10**6)])
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "auto"])
+def test_a_layer_that_only_zeros_reach_is_told(method: str) -> None:
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16))
+    with pytest.warns(UserWarning, match="Every calibration input of 0 is zero"):
+        sparsify_(model, "2:4", method=method, data=[torch.zeros(4, 16)])
+
+
 def test_plans_and_rules_for_other_models_are_refused() -> None:
     with pytest.raises(PlanError, match="Did you mean"):
         sparsify_(tiny_models.tiny_bert(), Plan.uniform(["encoder.layer.0.output.dens"], "2:4"))

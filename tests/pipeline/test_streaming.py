@@ -6,7 +6,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 import sparsewright as sw
 from sparsewright.cli import main
+from sparsewright.core import AbstractPattern, LayerStats
 from sparsewright.pipeline.session import load_weights
+from sparsewright.sparsifiers import AbstractSparsifier, Sparsified, sparsifiers
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
 
@@ -189,15 +192,18 @@ class _Stopped(BaseException):
     pass
 
 
-def interrupted(file: Path, goal: Path, layers: int) -> Path:
-    """Stop a run in mid-block; gives the folder that it leaves."""
-
+def stop_after(layers: int) -> Callable[[int, int, str], None]:
     def stop(done: int, total: int, layer: str) -> None:
         if done == layers:
             raise _Stopped
 
+    return stop
+
+
+def interrupted(file: Path, goal: Path, layers: int) -> Path:
+    """Stop a run in mid-block; gives the folder that it leaves."""
     with pytest.raises(_Stopped):
-        sw.sparsify_file(file, goal, "2:4", model=Tower, method="wanda", data=tower_batches(), progress=stop)
+        resumed(file, goal, progress=stop_after(layers))
     return goal.with_name(f".{goal.name}.unfinished")
 
 
@@ -241,6 +247,59 @@ def test_what_another_run_left_is_refused_by_what_differs(file: Path, tmp_path: 
         resumed(file, goal)
     assert (left / "sparsify.json").read_bytes() == before
     assert resumed(file, goal, resume=False).layers
+
+
+@dataclass(frozen=True)
+class Scaled(AbstractSparsifier):
+    """Magnitude with a setting of its own."""
+
+    scale: float = 1.0
+
+    def choose(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
+        return sparsifiers.get("magnitude").choose(weight, stats, pattern, layer)
+
+
+class Stepped(Tower):
+    """A tower with a setting that no tensor shows."""
+
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+        self.power = power
+
+
+def test_a_run_with_other_settings_of_method_or_model_is_another_run(file: Path, tmp_path: Path) -> None:
+    goal = tmp_path / "new.safetensors"
+    with pytest.raises(_Stopped):
+        resumed(file, goal, model=Stepped, method=Scaled(1.0), data=None, progress=stop_after(4))
+    with pytest.raises(sw.FileError, match="with another method"):
+        resumed(file, goal, model=Stepped, method=Scaled(2.0), data=None)
+    with pytest.raises(sw.FileError, match="with another model"):
+        resumed(file, goal, model=lambda: Stepped(2.0), method=Scaled(1.0), data=None)
+    assert resumed(file, goal, model=Stepped, method=Scaled(1.0), data=None).layers
+
+
+def test_an_edited_config_is_another_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(_Stopped):
+        sw.sparsify_file(folder, tmp_path / "new", "2:4", progress=stop_after(8))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    with pytest.raises(sw.FileError, match="with another model"):
+        sw.sparsify_file(folder, tmp_path / "new", "2:4")
+
+
+def test_files_that_were_copied_in_part_are_copied_again(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps({"tokens": list(range(100))}))
+    with pytest.raises(_Stopped):
+        sw.sparsify_file(folder, tmp_path / "new", "2:4", progress=stop_after(8))
+    left = tmp_path / ".new.unfinished"
+    for name in ("tokenizer.json", "config.json", "generation_config.json", ".tokenizer.json.x.part"):
+        (left / name).write_bytes(b'{"cut shor')
+    sw.sparsify_file(folder, tmp_path / "new", "2:4")
+    goal = tmp_path / "new"
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (goal / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((goal / "config.json").read_text())["quantization_config"]["masked"]
+    assert not list(goal.glob(".*"))
 
 
 def test_two_runs_at_once_do_not_write_over_each_other(file: Path, tmp_path: Path) -> None:
@@ -307,6 +366,53 @@ def test_a_wrong_model_and_a_missing_one_are_told(file: Path, tmp_path: Path) ->
         resumed(file, tmp_path / "new.safetensors", model=lambda: ready)
     with pytest.raises(sw.DataError, match="needs data"):
         resumed(file, tmp_path / "new.safetensors", data=None)
+
+
+def test_the_class_that_the_config_names_is_built(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**size, vocab_size=50))
+    model.save_pretrained(tmp_path / "model")
+    done = sw.sparsify_file(tmp_path / "model", tmp_path / "new", "2:4", method="wanda", data=llama_batches())
+    sw.register_transformers()
+    expected = transformers.BertForMaskedLM.from_pretrained(tmp_path / "model")
+    assert set(done.layers) == set(sw.sparsify_(expected, "2:4", method="wanda", data=llama_batches()).layers)
+    require_same_state(transformers.BertForMaskedLM.from_pretrained(tmp_path / "new"), expected)
+
+
+def test_tensors_that_transformers_renames_are_told(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**size, vocab_size=50))
+    save_file(
+        {name.replace("lm_head", "embed_out"): tensor for name, tensor in model.state_dict().items()},
+        (tmp_path / "model.safetensors"),
+    )
+    model.config.architectures = ["GPTNeoXForCausalLM"]
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(sw.FileError, match=r"a GPTNeoXForCausalLM needs.*renames.*pass model="):
+        sw.sparsify_file(tmp_path, tmp_path / "new", "2:4")
+
+
+def test_data_that_do_not_fit_are_told_by_their_number_and_leave_nothing(
+    folder: Path, file: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    good, bad = llama_batches()[:2]
+    bad["input_ids"][0, 0] = 999
+    with pytest.raises(sw.DataError, match=r"Batch 1 does not fit the model .IndexError"):
+        sw.sparsify_file(folder, tmp_path / "new", "2:4", method="wanda", data=[good, bad])
+    with pytest.raises(sw.DataError, match=r"Batch 0 does not fit the model .RuntimeError"):
+        resumed(file, tmp_path / "new.safetensors", data=[torch.randn(2, 23)])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_places_and_engines_that_are_none_are_told(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(sw.ModelError, match="engine is the name"):
+        resumed(file, tmp_path / "new.safetensors", engine=None)
+    with pytest.raises(sw.FileError, match="destination is the path"):
+        resumed(file, None)  # type: ignore[arg-type]
+    with pytest.raises(sw.FileError, match="source is the path"):
+        resumed(3, tmp_path / "new.safetensors")  # type: ignore[arg-type]
 
 
 class Broken(Tower):

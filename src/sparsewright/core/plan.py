@@ -193,12 +193,14 @@ class Plan:
             names: all layer names of the model, in order.
 
         Raises:
-            PlanError: a rule matches no layer, or an expression is not valid.
+            PlanError: a rule is no text or matches no layer, or an expression is not valid.
         """
         known = list(names)
         exact: dict[str, LayerPlan] = {}
         expressions: list[tuple[str, re.Pattern[str], LayerPlan]] = []
         for key, value in rules.items():
+            if not isinstance(key, str):
+                raise PlanError(f"A rule is a layer's name or re:EXPRESSION, got {key!r}. Write it as a text.")
             layer = LayerPlan.from_data(value)
             if not key.startswith("re:"):
                 if key not in known:

@@ -8,14 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
-from ..core import AbstractPattern, Dense, LayerPlan, ModelError, PatternError, Plan, suggest
+from ..core import (
+    AbstractPattern,
+    Dense,
+    LayerPlan,
+    ModelError,
+    PatternError,
+    Plan,
+    require_finite,
+    require_module,
+    suggest,
+)
 from ..layouts import recognise
 from ..solvers import solve_mask
 from .adapters import layers
 from .layer_ref import LayerRef
-from .mask_sources import MASK_SUFFIX, ORIGINAL, as_mask, folded, known_layer, pruned_modules, read_arrays
+from .mask_sources import MASK_SUFFIX, ORIGINAL, as_mask, folded, known_layer, pruned_modules, read_arrays, unpruned
 from .sparsify import LayerResult, SparsifyResult, relative_error
 
 # What `LayerResult.sparsifier` says of adopted layers.
@@ -48,26 +57,44 @@ def adopt_masks_(
         Plan and layers as of `sparsify_`; `error` is what a mask took that was not zero yet, relative to the weight.
 
     Raises:
-        ModelError: nothing is sparse, a mask is for no layer, of another shape, or not of 0 and 1; the model is as it
-            was.
+        ModelError: nothing is sparse, a mask is for no layer, of another shape, or not of 0 and 1, or two for one
+            layer differ.
+        NumericError: a weight is NaN or infinite, kept or not; names layer and position.
         FileError: the file is missing, damaged, or holds pickled or too large arrays.
+
+    After each of them the model is as it was.
     """
     started = time.perf_counter()
+    require_module(model)
     given = None if masks is None else _given(model, masks)
-    if given is not None and any(key.endswith(ORIGINAL) for key in given):
-        state = {key: value if isinstance(value, Tensor) else torch.as_tensor(value) for key, value in given.items()}
-        given = {key: value for key, value in state.items() if key.endswith(MASK_SUFFIX)}
-        own = _checked_state(model, folded(state))
-        chosen = _named(layers(model, mask_only=True), given)
+    pruned = {} if given is not None else pruned_modules(model)
+    for name, module in pruned.items():
+        require_finite(module.get_parameter("weight_orig"), f"weight of {name}")
+    own: dict[str, Tensor] = {}
+    live = {name: as_mask(module._buffers["weight_mask"], name) for name, module in pruned.items()}
+    with unpruned(list(pruned.values())):
+        if given is None:
+            chosen = _found(model, live, include, exclude)
+        else:
+            if any(key.endswith(ORIGINAL) for key in given):
+                state = {
+                    key: value if isinstance(value, Tensor) else torch.as_tensor(value) for key, value in given.items()
+                }
+                for key, value in state.items():
+                    # Buffers may be infinite: attention masks are.
+                    if key.endswith((ORIGINAL, ".weight")):
+                        require_finite(value, f"tensor {key}")
+                given = {key: value for key, value in state.items() if key.endswith(MASK_SUFFIX)}
+                own = _checked_state(model, folded(state))
+            chosen = _named(layers(model, mask_only=True), given)
+        if not chosen:
+            raise ModelError(_nothing_found(model, given is not None))
+        for ref, _, _ in chosen:
+            if f"{ref.name}.weight" not in own:
+                require_finite(ref.get_weight(), f"weight of {ref.name}")
+    # From here on nothing is refused any more.
+    if own:
         model.load_state_dict(own, strict=False)
-    elif given is not None:
-        chosen = _named(layers(model, mask_only=True), given)
-    else:
-        chosen = _found(model, include, exclude)
-    if not chosen:
-        raise ModelError(
-            "No layer of this model is masked or has zeros enough to be sparse. Pass masks, or call sparsify_."
-        )
     done, planned = {}, {}
     for ref, mask, pattern in chosen:
         before = ref.get_weight().clone()
@@ -84,8 +111,20 @@ def adopt_masks_(
     return SparsifyResult(Plan(planned), done, skipped, time.perf_counter() - started)
 
 
+def _nothing_found(model: nn.Module, with_masks: bool) -> str:
+    packed = next((ref.name for ref in layers(model) if ref.get_packed() is not None), None)
+    if with_masks:
+        return "The masks remove nothing, so no layer would be sparse. Pass masks that hold zeros, or call sparsify_."
+    if packed is not None:
+        return f"{packed} is packed, so it has no mask or zeros to take over. Adopt masks before the model is packed."
+    return "No layer of this model is masked or has zeros enough to be sparse. Pass masks, or call sparsify_."
+
+
 def _given(model: nn.Module, masks: Any) -> dict[str, Any]:
     if isinstance(masks, Mapping):
+        other = next((key for key in masks if not isinstance(key, str)), None)
+        if other is not None:
+            raise ModelError(f"Masks go by the names of layers, got the key {other!r}. Name layers as layers() does.")
         return dict(masks)
     if not isinstance(masks, str | os.PathLike):
         raise ModelError(f"Masks are a mapping from layer names to arrays or a file, got {type(masks).__name__}.")
@@ -114,9 +153,16 @@ Chosen = list[tuple[LayerRef, Tensor, AbstractPattern]]
 def _named(refs: Sequence[LayerRef], masks: Mapping[str, Any]) -> Chosen:
     by_name = {ref.name: ref for ref in refs}
     chosen: Chosen = []
+    seen: dict[str, tuple[str, Tensor]] = {}
     for key, values in masks.items():
         ref = by_name[known_layer(key, by_name)]
         mask = as_mask(values, ref.name)
+        if ref.name in seen:
+            other, earlier = seen[ref.name]
+            if not torch.equal(earlier, mask):
+                raise ModelError(f"{other!r} and {key!r} are two masks for {ref.name}, and differ. Pass one of them.")
+            continue
+        seen[ref.name] = key, mask
         stored = ref.module._parameters.get("weight")
         if stored is None or ref.shape == (0, 0) or (ref.skipped_reason and not ref.may_ask):
             raise ModelError(f"{ref.name} cannot take a mask: {ref.skipped_reason or 'it has no plain weight'}.")
@@ -133,12 +179,10 @@ def _named(refs: Sequence[LayerRef], masks: Mapping[str, Any]) -> Chosen:
     return chosen
 
 
-def _found(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str] | None) -> Chosen:
-    """Masks of the model's own: of torch's pruning, of ours, and zeros."""
-    pruned = pruned_modules(model)
-    masks = {name: as_mask(module._buffers["weight_mask"], name) for name, module in pruned.items()}
-    for module in pruned.values():
-        prune.remove(module, "weight")
+def _found(
+    model: nn.Module, masks: Mapping[str, Tensor], include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> Chosen:
+    """Masks of the model's own: of torch's pruning (given, as it is off), of ours, and zeros."""
     refs = layers(model, mask_only=True)
     # Modules that are no layers of ours keep their zeros without a mask.
     able = {ref.name for ref in refs if not ref.skipped_reason or ref.may_ask}
@@ -146,6 +190,7 @@ def _found(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[st
     for ref in layers(model, include, exclude, mask_only=True):
         if ref.name in masks or ref.skipped_reason:
             continue
+        require_finite(ref.get_weight(), f"weight of {ref.name}")
         mask = ref.get_mask()
         found = (mask.contiguous(), recognise(mask)) if mask is not None else _from_zeros(ref.get_weight())
         if found is not None and not isinstance(found[1], Dense):

@@ -12,7 +12,7 @@ from torch import nn
 from ..core import DataError, LayerStats
 from ..sparsifiers import Needs
 from .adapters import adapter_of
-from .data import Batch
+from .data import Batch, fitting
 from .flow import Call, capture, chains
 from .layer_ref import LayerRef
 from .modes import quiet
@@ -35,7 +35,7 @@ def calibrate(
         visit: called once per block that holds some of the layers, then once for the layers outside.
 
     Raises:
-        DataError: the data never reach a layer.
+        DataError: the data never reach a layer, or the model fails on a batch.
         NumericError: an input is NaN or infinite; the message names layer and position.
     """
     if all(needs[ref.name] == "none" for ref in layers):
@@ -56,8 +56,9 @@ def calibrate(
         if left:
             rest = list(left.values())
             collectors = _collectors(rest, needs)
-            for batch in batches:
-                _run(collectors, batch, partial(batch.run, model))
+            for number, batch in enumerate(batches):
+                with fitting(number):
+                    _run(collectors, batch, partial(batch.run, model))
             visit(rest, _stats(collectors))
 
 
@@ -77,15 +78,17 @@ def _walk(
     for place, ((name, block), refs) in enumerate(zip(chain, layers)):
         if refs:
             collectors = _collectors(refs, needs)
-            for batch, by_block in zip(batches, calls):
+            for number, (batch, by_block) in enumerate(zip(batches, calls)):
                 if name in by_block:
-                    _run(collectors, batch, partial(by_block[name].run, block))
+                    with fitting(number):
+                        _run(collectors, batch, partial(by_block[name].run, block))
             visit(refs, _stats(collectors))
         if place + 1 == len(chain):
             return
         following = chain[place + 1][0]
-        for by_block in calls:
-            _feed(by_block, name, following, block)
+        for number, by_block in enumerate(calls):
+            with fitting(number):
+                _feed(by_block, name, following, block)
 
 
 def _feed(by_block: dict[str, Call], name: str, following: str, block: nn.Module) -> None:

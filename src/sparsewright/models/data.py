@@ -2,7 +2,8 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -59,6 +60,26 @@ def as_batch(item: Any) -> Batch:
         f"A batch is a tensor, a tuple of arguments or a dict of keyword arguments, got {type(item).__name__}. "
         "Tokenise text first."
     )
+
+
+@contextmanager
+def fitting(number: int) -> Iterator[None]:
+    """Around the model's own code: what it raises becomes a DataError that names the batch.
+
+    Args:
+        number: of the batch, from 0.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        told = " ".join(str(error).split())
+        # A full memory is not the batch's fault, and tensors without values are not either.
+        if isinstance(error, torch.OutOfMemoryError | NotImplementedError) or "meta" in told:
+            raise
+        raise DataError(
+            f"Batch {number} does not fit the model ({type(error).__name__}: {told[:200]}). "
+            "Give batches that the model takes as it stands."
+        ) from error
 
 
 def batches_of(data: Any, model: nn.Module | None = None, cap: int = MAX_BATCHES) -> list[Batch]:

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from .data import Batch
+from .data import Batch, fitting
 from .structure import Block
 
 
@@ -75,7 +75,8 @@ def chains(model: nn.Module, blocks: Sequence[Block], batch: Batch) -> list[list
         hooks.append(block[1].register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(block[1].register_forward_hook(after))
     try:
-        batch.run(model)
+        with fitting(0):
+            batch.run(model)
     finally:
         for hook in hooks:
             hook.remove()
@@ -105,10 +106,10 @@ def capture(model: nn.Module, chain: Sequence[Block], batches: Sequence[Batch]) 
 
         hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
     try:
-        for batch in batches:
+        for number, batch in enumerate(batches):
             captured.append({})
             try:
-                with torch.no_grad():
+                with torch.no_grad(), fitting(number):
                     batch.run(model)
             except _StopForwardError:
                 continue

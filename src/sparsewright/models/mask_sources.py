@@ -5,9 +5,10 @@ Files are trusted in nothing: no pickle, no name that the model lacks, no array 
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..core import FileError, ModelError, suggest
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 ORIGINAL, MASK_SUFFIX = ".weight_orig", ".weight_mask"
 # What a mask's name may end with besides its layer's.
@@ -97,6 +101,8 @@ def as_mask(values: Any, name: str) -> Tensor:
         mask = values if isinstance(values, Tensor) else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"The mask of {name} must be an array of numbers, got {type(values).__name__}.") from error
+    if mask.layout != torch.strided:
+        mask = mask.to_dense()
     if mask.is_complex() or not bool(((mask == 0) | (mask == 1)).all()):
         raise ModelError(f"The mask of {name} must hold 0 (removed) and 1 (kept) only. Pass weight != 0 for weights.")
     return mask != 0
@@ -109,11 +115,49 @@ def pruned_modules(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if "weight_orig" in module._parameters
         and "weight_mask" in module._buffers
-        and any(
-            isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight"
-            for hook in module._forward_pre_hooks.values()
-        )
+        and "weight" in _pruned_names(module)
     }
+
+
+@contextmanager
+def unpruned(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Take torch's pruning off weights and biases, for good; it is put back as it was if the block fails."""
+    kept = [
+        (
+            module,
+            dict(module._parameters),
+            dict(module._buffers),
+            dict(module._forward_pre_hooks),
+            {name: vars(module)[name] for name in _pruned_names(module) if name in vars(module)},
+        )
+        for module in modules
+    ]
+    values = [(each, each.data) for _, parameters, *_ in kept for each in parameters.values() if each is not None]
+    try:
+        for module in modules:
+            for name in _pruned_names(module):
+                prune.remove(module, name)
+        yield
+    except BaseException:
+        for module, parameters, buffers, hooks, plain in kept:
+            _put_back(module._parameters, parameters)
+            _put_back(module._buffers, buffers)
+            _put_back(module._forward_pre_hooks, hooks)
+            vars(module).update(plain)
+        # torch writes what is left of a weight into the parameter of the whole one.
+        for parameter, value in values:
+            parameter.data = value
+        raise
+
+
+def _put_back(now: dict[K, V], before: Mapping[K, V]) -> None:
+    now.clear()
+    now.update(before)
+
+
+def _pruned_names(module: nn.Module) -> list[str]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
 
 
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """`sparsify_`: a plan and a method make a model sparse in place, or leave it exactly as it was."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,7 @@ def sparsify_(
     Raises:
         ModelError: no layer takes part, or there is no such scope.
         PlanError, PatternError: the plan names unknown layers, or a pattern does not fit; all misfits are listed.
-        DataError: the method needs data and there are none, or they never reach a layer.
+        DataError: the method needs data and there are none, they never reach a layer, or the model fails on a batch.
         NumericError: a weight or an input is NaN or infinite; names layer and position.
     """
     if scope not in ("layer", "global"):
@@ -266,7 +267,7 @@ def _with_options(plan: Plan, refs: Sequence[LayerRef], edge: Edge, value_dtype:
         # A rule may bring an edge of its own.
         return layer if edge == "error" else replace(layer, pattern=layer.pattern.with_edge(edge))
 
-    if value_dtype is not None and value_dtype not in VALUE_BITS:
+    if value_dtype is not None and (not isinstance(value_dtype, str) or value_dtype not in VALUE_BITS):
         raise PlanError(f"There are no {value_dtype!r} values. {suggest(str(value_dtype), VALUE_BITS)}")
     return Plan({**plan.layers, **{ref.name: of(ref) for ref in refs}})
 
@@ -288,7 +289,16 @@ def _require_fits(plan: Plan, refs: Sequence[LayerRef]) -> None:
 def methods_of(
     plan: Plan, refs: Sequence[LayerRef], method: str | AbstractSparsifier, with_data: bool
 ) -> tuple[dict[str, AbstractSparsifier], dict[str, str]]:
-    """Layer name -> sparsifier, and -> its name."""
+    """Layer name -> sparsifier, and -> its name.
+
+    Raises:
+        ModelError: the method is neither a name nor a sparsifier.
+    """
+    if not isinstance(method, str | AbstractSparsifier):
+        raise ModelError(
+            f"method is a sparsifier's name or a sparsifier of your own, got {method!r:.80}. "
+            f"Names are {', '.join(sparsifiers.names())}."
+        )
     found, named = {}, {}
     for ref in refs:
         own = plan.layers[ref.name].sparsifier
@@ -328,6 +338,13 @@ def solve_layer(
         stats: what calibration collected, if the method needs it.
     """
     started = time.perf_counter()
+    if stats is not None and not bool(stats.square_sum.any()):
+        # Every weight then has the error zero.
+        warnings.warn(
+            f"Every calibration input of {layer} is zero, so the data do not say what its weights are worth. "
+            "Give data that reaches it, or exclude it.",
+            stacklevel=2,
+        )
     after = sparsifier.sparsify(weight, stats, planned.pattern, layer=layer, value_dtype=planned.value_dtype)
     seconds = time.perf_counter() - started
     error = relative_error(weight, after.weight, stats)
@@ -354,7 +371,7 @@ def relative_error(before: Tensor, after: Tensor, stats: LayerStats | None) -> f
         error, whole = (float((matrix.square() * stats.square_sum).sum()) for matrix in (lost, dense))
     else:
         error, whole = float(lost.square().sum()), float(dense.square().sum())
-    return error / whole if whole > 0 else 0.0
+    return 0.0 if whole == 0 else error / whole
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...core import DataError, Edge, ModelError, ValueType
+from ...core import DataError, Edge, FileError, ModelError, ValueType
 from ...hardware import return_freed_memory
 from ...models import (
     LayerRef,
@@ -26,6 +26,7 @@ from ...models import (
     quiet,
     resolve_plan,
 )
+from ...models.data import fitting
 from ...models.flow import Call
 from ...models.sparsify import PlanLike, Progress
 from ...sparsifiers import AbstractSparsifier
@@ -92,6 +93,14 @@ def sparsify_file(
         MissingPackageError: transformers or Ray is needed and not installed.
     """
     started = time.perf_counter()
+    for word, path in (("source", source), ("destination", destination)):
+        if not isinstance(path, str | os.PathLike):
+            raise FileError(f"The {word} is the path of a file or folder, got {path!r:.80}. Give its path.")
+    if not isinstance(engine, str | AbstractEngine):
+        raise ModelError(
+            f"engine is the name of an engine or one of your own, got {engine!r:.80}. Names are "
+            f"{', '.join(engines.names())}."
+        )
     return_freed_memory()
     place = Path(source).expanduser()
     stored = open_stored(place)
@@ -109,7 +118,8 @@ def sparsify_file(
         raise ModelError("This model has no repeated blocks to take one at a time. Load it and call sparsify_ instead.")
     parts = outline(skeleton, stored, blocks, chosen)
     goal = Path(destination).expanduser().absolute()
-    settings = settings_of(stored, skeleton.model, full, sparsifiers, methods, batches)
+    config = folder / "config.json" if model is None else None
+    settings = settings_of(stored, config, skeleton.model, full, sparsifiers, methods, batches)
     files = parts.rows(skeleton, stored, file_names(goal, stored))
     solver = engines.get(engine) if isinstance(engine, str) else engine
     masks = [mask for each in parts.masks.values() for mask in each]
@@ -127,14 +137,15 @@ def sparsify_file(
 def _make_all(writer: PartWriter, skipped: SkippedBlocks, calibrated: Sequence[LayerRef]) -> None:
     """Every part, in the order in which the model runs them."""
     parts = writer.outline
-    writer.make(parts.front, _needs_no_data)
     if not calibrated:
-        for part in (*parts.blocks.values(), parts.back):
+        for part in (parts.front, *parts.blocks.values(), parts.back):
             writer.make(part, _needs_no_data)
         return
     names = {ref.name for ref in calibrated}
     back_needs = any(ref.name in names for ref in parts.back.layers)
+    # Before anything is written: data that do not fit show here.
     order, calls = skipped.capture(writer.batches)
+    writer.make(parts.front, _needs_no_data)
     of_interest = [any(ref.name in names for ref in parts.blocks[name].layers) for name, _ in order]
     needing = [place for place, wanted in enumerate(of_interest) if wanted]
     # Blocks behind the last one of interest need not run.
@@ -144,7 +155,8 @@ def _make_all(writer: PartWriter, skipped: SkippedBlocks, calibrated: Sequence[L
         part = parts.blocks[name]
 
         def forward(number: int, name: str = name, block: nn.Module = block) -> object:
-            return calls[number][name].run(block)
+            with fitting(number):
+                return calls[number][name].run(block)
 
         writer.make(part, forward)
         following = order[place + 1][0] if place + 1 < len(order) else None
@@ -154,15 +166,21 @@ def _make_all(writer: PartWriter, skipped: SkippedBlocks, calibrated: Sequence[L
         else:
             for by_block in calls:
                 del by_block[name]
-    writer.make(parts.back, lambda number: skipped.run(writer.batches[number], hidden[number], order[-1][0]))
+
+    def around(number: int) -> object:
+        with fitting(number):
+            return skipped.run(writer.batches[number], hidden[number], order[-1][0])
+
+    writer.make(parts.back, around)
 
 
 def _propagate(calls: Sequence[dict[str, Call]], name: str, following: str | None, block: nn.Module) -> list[Tensor]:
     """Run a block on every batch and hand its output to the next; behind the last one, the outputs themselves."""
     outputs = []
-    for by_block in calls:
+    for number, by_block in enumerate(calls):
         call = by_block.pop(name)
-        hidden = call.run(block)
+        with fitting(number):
+            hidden = call.run(block)
         if following is None:
             outputs.append(hidden)
         else:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ...bundle.header import DTYPE_NAMES, DTYPES, Header, TensorEntry, header_bytes
 from ...bundle.save import raw_bytes
-from ...core import FileError, file_error, flush_folder, read_json, require_finite, write_json, write_text
+from ...core import FileError, atomic_write, file_error, flush_folder, read_json, require_finite, write_json, write_text
 from .source import INDEX, SINGLE, StoredTensors
 
 RECORD = "sparsify.json"
+PLAN, CONFIG = "plan.json", "config.json"
 _VERSION = 1
 
 Row = tuple[str, torch.dtype, tuple[int, ...]]
@@ -125,7 +126,7 @@ class Destination:
                 flush_folder(self.goal.parent)
                 shutil.rmtree(self.folder)
                 return
-            write_text(self.folder / "plan.json", plan)
+            write_text(self.folder / PLAN, plan)
             self._write_index()
             if beside is not None:
                 _copy_others(beside, self.folder, masked, self.stored)
@@ -181,7 +182,14 @@ def open_destination(
         raise file_error(error, goal) from error
     try:
         _lock(descriptor, folder)
-        yield _begin(goal, folder, files, settings, resume)
+        found = _begin(goal, folder, files, settings, resume)
+        try:
+            yield found
+        except BaseException:
+            if not found.parts:
+                # Nothing to go on from: it would only take the room of a whole model.
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     finally:
         os.close(descriptor)
 
@@ -200,6 +208,9 @@ def _begin(
     if not resume:
         for file in folder.iterdir():
             file.unlink()
+    for file in folder.glob(".*.part"):
+        # A text or a copy that the end of an earlier run cut short.
+        file.unlink()
     fresh = not (folder / RECORD).is_file()
     parts = {} if fresh else _parts_of(folder / RECORD, settings)
     headers: dict[Path, Header] = {}
@@ -265,10 +276,13 @@ def _parts_of(record: Path, settings: Mapping[str, str]) -> dict[str, Any]:
 def _copy_others(beside: Path, folder: Path, masked: Mapping[str, Any], stored: StoredTensors) -> None:
     """Config, tokenizer and the like; not the weights in whatever form."""
     weights = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
+    made_here = {RECORD, PLAN, INDEX, CONFIG, *(file.name for file in stored.files)}
     for file in sorted(beside.iterdir()):
-        if file.is_file() and not file.name.endswith(weights) and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
-    config = read_json(folder / "config.json")
+        if file.is_file() and not file.name.endswith(weights) and file.name not in made_here:
+            # Anew each time: what an interrupted run left may be half a file.
+            with atomic_write(folder / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+    config = read_json(beside / CONFIG)
     dtypes = {entry.dtype for name, (_, entry) in stored.places.items() if not name.endswith("weight_mask")}
     dtype = {"F32": "torch.float32", "BF16": "torch.bfloat16", "F16": "torch.float16"}.get(min(dtypes), "")
     config["quantization_config"] = {
@@ -279,4 +293,4 @@ def _copy_others(beside: Path, folder: Path, masked: Mapping[str, Any], stored: 
         "shared": {},
         "dtype": dtype,
     }
-    write_json(folder / "config.json", config)
+    write_json(folder / CONFIG, config)

@@ -1,5 +1,6 @@
 """A model without memory: parameters on the meta device, filled from disk part by part and let go again."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...core import MissingPackageError, ModelError, require_finite
+from ...core import FileError, MissingPackageError, ModelError, require_finite
 from ...models import ensure_torchvision_imports
 from ...models.sources import config_of_folder
 from .source import StoredTensors
@@ -77,11 +78,26 @@ def _from_config(folder: Path, stored: StoredTensors) -> nn.Module:
     dtype = getattr(config, "dtype", None) or next(
         (stored.dtype(name) for name in stored.places if stored.dtype(name).is_floating_point), torch.float32
     )
-    model: nn.Module = loader.from_config(config, dtype=dtype)
+    model: nn.Module = _saved_class(config, loader)(config, dtype=dtype)
     tie: Any = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
     return model
+
+
+def _saved_class(config: Any, loader: Any) -> Callable[..., nn.Module]:
+    """What builds the class that the files were saved from, as its names are theirs; else the auto class."""
+    import transformers
+
+    named = next(iter(getattr(config, "architectures", None) or ()), "")
+    own: Any = getattr(transformers, named, None) if isinstance(named, str) else None
+    is_model = inspect.isclass(own) and issubclass(own, transformers.PreTrainedModel)
+    if is_model and own.config_class is type(config):
+        # Of the auto classes it is the public `from_config`, which calls this.
+        found: Callable[..., nn.Module] = own._from_config
+        return found
+    auto: Callable[..., nn.Module] = loader.from_config
+    return auto
 
 
 @final
@@ -113,6 +129,12 @@ class Skeleton:
         for name, value in state.items():
             tied = owners[id(value)]
             names[name] = next((other for other in tied if other in stored.places), name)
+            if names[name] not in stored.places:
+                raise FileError(
+                    f"{stored.path} holds no tensor {name!r}, which a {type(model).__name__} needs. Fetch the files "
+                    "again; or, where transformers renames or joins this tensor while it loads, save the model's "
+                    "state_dict() with safetensors and pass model=."
+                )
             shape = stored.shape(names[name])
             if tuple(value.shape) != shape:
                 raise ModelError(

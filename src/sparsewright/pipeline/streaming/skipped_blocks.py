@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...core import ModelError
 from ...models import Batch
+from ...models.data import fitting
 from ...models.flow import Call
 from ...models.structure import Block
 from .skeleton import Skeleton
@@ -55,14 +56,15 @@ class SkippedBlocks:
 
         Raises:
             ModelError: the blocks do not feed one another in one chain, each called once per batch.
+            DataError: the model fails on a batch.
         """
         order: list[str] = []
         captured: list[dict[str, Call]] = []
         # What is read before the blocks is read once for all batches.
         with self._around(keep=True):
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 calls: dict[str, Call] = {}
-                with self._replaced(partial(self._record, calls, [])), _until_stopped():
+                with self._replaced(partial(self._record, calls, [])), _until_stopped(), fitting(number):
                     batch.run(self._skeleton.model)
                 names = list(calls)
                 if len(names) != len(self._blocks) or (order and names != order):
