@@ -58,5 +58,7 @@ def test_mistakes_are_told() -> None:
         permute_channels(torch.rand(8, 8), "2:4", rounds=-1)
     with pytest.raises(PatternError, match="multiple of 4"):
         permute_channels(torch.rand(8, 6), "2:4")
+    with pytest.raises(PatternError, match=r"got scores of shape \(2, 16, 16\)"):
+        permute_channels(torch.rand(2, 16, 16), "2:4t")
     with pytest.raises(NumericError):
         permute_channels(torch.full((8, 8), float("nan")), "2:4t")

@@ -1,6 +1,7 @@
 """Laws of masked adapters: merging changes no answer and no zero."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsewright import masks, sparsify_
-from sparsewright.core import DataError, ModelError, RecipeError
+from sparsewright import masks, pack_, sparsify_
+from sparsewright.core import DataError, ModelError, NumericError, RecipeError
 from sparsewright.training import add_lora_, load_lora_, lora_state_dict, merge_lora_, merge_peft_lora
 
 
@@ -116,6 +117,37 @@ def test_layers_of_gpt2_are_seen_the_right_way_round() -> None:
     merge_lora_(model)
     torch.testing.assert_close(model(inputs), adapted)
     assert not model[0].weight.detach()[~model[0].weight_mask].any()
+
+
+def test_adapters_that_are_not_finite_are_named_and_change_nothing() -> None:
+    model = masked()
+    add_lora_(model)
+    good = {name: values.clone() for name, values in lora_state_dict(model).items()}
+    bad = {**good, "second.lora_b": torch.full_like(good["second.lora_b"], float("nan"))}
+    with pytest.raises(NumericError, match=r"adapter second\.lora_b"):
+        load_lora_(model, {name: values + 1 for name, values in bad.items()})
+    for odd in (None, {"first.lora_a": None}):
+        with pytest.raises(DataError, match="map names to tensors"):
+            load_lora_(model, odd)  # type: ignore[arg-type]
+    assert all(torch.equal(values, good[name]) for name, values in lora_state_dict(model).items())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.second.parametrizations.weight[0].lora_b[0, 0] = math.inf
+    with pytest.raises(NumericError, match="weight of second with its adapter"):
+        merge_lora_(model)
+    assert set(lora_state_dict(model)) == set(good)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "lora" not in name)
+    load_lora_(model, good)
+    assert merge_lora_(model) == ["conv", "first", "second"]
+
+
+def test_packing_asks_for_the_merge_first() -> None:
+    model = masked()
+    add_lora_(model, include=["first"])
+    with pytest.raises(ModelError, match=r"that of first is computed from adapters.*Call merge_lora_ first"):
+        pack_(model, force=True)
+    merge_lora_(model)
+    assert any(layer.packed for layer in pack_(model, force=True))
 
 
 def test_mistakes_are_told_in_a_sentence() -> None:

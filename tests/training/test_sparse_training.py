@@ -252,6 +252,75 @@ def test_a_state_of_another_training_is_refused() -> None:
             begun(OPTIMIZERS["sgd"], schedule)[2].load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda state: None, "got NoneType"),
+        (lambda state: {}, "is a mapping with"),
+        (lambda state: {**state, "step": -5}, "got -5"),
+        (lambda state: {**state, "step": "a"}, "got 'a'"),
+        (lambda state: {**state, "prices": None}, "'prices' of a sparse"),
+        (lambda state: {**state, "prices": {"nowhere": torch.ones(1, 1, 4)}}, "'nowhere'"),
+        (lambda state: {**state, "prices": {"first": torch.ones(3, 5, 4)}}, "'first'"),
+        (lambda state: {**state, "hidden": {}}, "'conv.weight'"),
+        (lambda state: {**state, "hidden": {**state["hidden"], "second.weight": torch.ones(2)}}, "'second.weight'"),
+    ],
+)
+def test_a_damaged_state_is_told_and_changes_nothing(damage: Callable[[Any], Any], told: str) -> None:
+    model, optimizer, training = begun(OPTIMIZERS["sgd"], "sr_ste")
+    for x, y in data(3):
+        plain_step(model, optimizer, x, y)
+    before = training.state_dict()
+    assert before["prices"]
+    with pytest.raises(DataError, match=told):
+        training.load_state_dict(damage({**before, "step": 1}))
+    after = training.state_dict()
+    assert after["step"] == 3
+    for part in ("hidden", "prices"):
+        assert after[part].keys() == before[part].keys()
+        assert all(torch.equal(after[part][name], values) for name, values in before[part].items())
+    training.load_state_dict(before)
+
+
+def test_a_layer_under_a_schedule_takes_no_second_one_until_the_first_ends() -> None:
+    model, optimizer, first = begun(OPTIMIZERS["sgd"], "rigl")
+    held = {name: mask.clone() for name, mask in model.state_dict().items()}
+    with pytest.raises(ModelError, match="second is under one already"):
+        sparse_training_(model, optimizer, {"second": "1:4"}, schedule="sr_ste")
+    assert all(torch.equal(mask, held[name]) for name, mask in model.state_dict().items())
+    begun(OPTIMIZERS["sgd"], "rigl", copy.deepcopy(model))  # a copy is another model
+    waiting = SparseTraining(Small(), RULES, schedule="set")
+    assert set(waiting.layers) == set(first.layers)
+    first.remove()
+    sparse_training_(model, optimizer, {"second": "1:4"}, schedule="sr_ste").remove()
+
+
+@pytest.mark.parametrize("schedule", ["periodic", "sr_ste"])
+def test_live_weights_refuse_optimisers_that_take_several_gradients_in_a_step(schedule: str) -> None:
+    model = Small()
+    with pytest.raises(ModelError, match="LBFGS runs its closure more than once"):
+        begun(lambda p: torch.optim.LBFGS(p), schedule, model)
+    begun(lambda p: torch.optim.LBFGS(p), "rigl", copy.deepcopy(model))
+
+    class Twice(Optimizer):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            return closure()
+
+    _, optimizer, training = begun(lambda p: Twice(p, {}), schedule, model)
+    (x, y), *_ = data(1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ModelError, match="Twice runs its closure more than once"):
+        optimizer.step(closure)
+    assert obeys(training)
+
+
 def test_an_optimiser_that_does_not_train_a_layer_is_refused() -> None:
     model = Small()
     optimizer = SGD(model.second.parameters(), lr=0.1)

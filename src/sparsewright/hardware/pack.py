@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .. import layouts
 from ..core import (
@@ -22,7 +23,7 @@ from ..core import (
     require_plan,
     suggest,
 )
-from ..models import LayerRef, drop_mask, layers
+from ..models import MASK, LayerRef, drop_mask, layers
 from ..nn import SparseTensor, as_parameter
 from .calibrate import apply_calibration_once
 from .convolution_time import ConvolutionTimer
@@ -91,7 +92,7 @@ def pack_(
         One row per masked layer, in the order of the model.
 
     Raises:
-        ModelError: nothing is masked, or dropped weights are not zero any more.
+        ModelError: nothing is masked, dropped weights are not zero any more, or a masked weight has an adapter.
         PlanError: the plan's pattern does not hold for a layer's mask, `plan` is no plan, or `tokens` counts no rows.
     """
     require_plan(plan)
@@ -101,6 +102,7 @@ def pack_(
     planned = plan.layers if plan is not None else {}
     if value_dtype is not None and value_dtype not in tuple(TORCH_DTYPES):
         raise PlanError(f"There are no {value_dtype!r} values. {suggest(str(value_dtype), TORCH_DTYPES)}")
+    _require_merged(model)
     refs = layers(model)
     known = [ref.name for ref in refs]
     strange = next((name for name in planned if name not in known), None)
@@ -135,6 +137,16 @@ def pack_(
         same = first[0].kind == ref.kind and _same_mask(first[1], mask) and first[2] is not None
         _install(ref, first[2] if same else replacement)
     return [row for row, _ in made]
+
+
+def _require_merged(model: nn.Module) -> None:
+    """A weight that is computed anew in every forward has nothing to pack."""
+    for name, module in model.named_modules():
+        if module._buffers.get(MASK) is not None and parametrize.is_parametrized(module, "weight"):
+            raise ModelError(
+                f"pack_ packs stored weights, and that of {name or 'the model'} is computed from adapters or another "
+                "parametrisation. Call merge_lora_ first (or torch's remove_parametrizations)."
+            )
 
 
 def _token_counts(tokens: Any) -> list[int]:

@@ -59,7 +59,7 @@ def permute_channels(
         seed: of the pairs.
 
     Raises:
-        PatternError: a pattern without tiles, one that does not fit, or another axis.
+        PatternError: a pattern without tiles, one that does not fit, scores that are no matrix, or another axis.
         NumericError: a score is NaN or infinite.
     """
     rule = parse_pattern(pattern)
@@ -69,6 +69,11 @@ def permute_channels(
         raise PatternError(f"axis is 'in', 'out' or 'both', got {axis!r}.")
     if not is_whole(rounds, 0):
         raise PatternError(f"rounds is a whole number of 0 or more, got {rounds!r}.")
+    if scores.ndim != 2:
+        raise PatternError(
+            f"Channels are permuted in a matrix (out, in), got scores of shape {tuple(scores.shape)}. Pass matrices "
+            "one by one, and a convolution's weight as weight.flatten(1)."
+        )
     before = solve_mask(scores, rule)
     require_finite(scores, "scores")
     exact = scores.detach().double()

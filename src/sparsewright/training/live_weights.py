@@ -12,10 +12,27 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
+from ..core import ModelError
 from .masked_weights import MaskedWeight, local_part, zero_dropped_
 from .step_hooks import before_update, loss_scale
+
+_MANY_GRADIENTS = (
+    "Live schedules take one gradient in a step, because a gradient straight through a mask is that of no loss: "
+    "curvature and line searches read from several are wrong. {} runs its closure more than once. Take an optimiser "
+    "such as AdamW or SGD, or a schedule without live weights."
+)
+
+
+def require_one_gradient(optimizer: Optimizer) -> None:
+    """Raise for L-BFGS, which reads curvature from the differences of gradients, over steps as well.
+
+    Raises:
+        ModelError: says what to take instead.
+    """
+    if isinstance(optimizer, LBFGS):
+        raise ModelError(_MANY_GRADIENTS.format("LBFGS"))
 
 
 @final
@@ -36,7 +53,7 @@ class LiveWeights:
         self._shown = True
         self._hide()
         self._handles = [
-            before_update(optimizer, self._before_update, self._hide),
+            before_update(optimizer, self._before_update, self._before_forward),
             optimizer.register_step_post_hook(self._after_step),
         ]
 
@@ -61,6 +78,12 @@ class LiveWeights:
         """Parameter name -> its dropped values, zeros elsewhere (of this process's part, if sharded); the tensors
         themselves, for `state_dict`."""
         return {weight.name: hidden for weight, hidden in zip(self.weights, self._hidden, strict=True)}
+
+    def _before_forward(self) -> None:
+        """Refuse a second closure in one step, which finds the values shown; the model is left with sparse weights."""
+        if self._shown:
+            self._hide()
+            raise ModelError(_MANY_GRADIENTS.format(type(self._optimizer).__name__))
 
     def _before_update(self) -> None:
         if self._decay:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..core import DataError, ModelError, RecipeError, is_number, is_whole, require_module
+from ..core import DataError, ModelError, RecipeError, is_number, is_whole, require_finite, require_module
 from ..models import layers
 from .masked_weights import MaskedWeight, masked_weights
 
@@ -107,7 +107,12 @@ def load_lora_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises:
         DataError: names or shapes are not those of the model's adapters.
+        NumericError: a value is NaN or infinite; nothing was changed.
     """
+    require_module(model)
+    if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
+        came = "values that are no tensors" if isinstance(state, Mapping) else type(state).__name__
+        raise DataError(f"Saved adapters map names to tensors, got {came}. Pass what lora_state_dict gave.")
     own = lora_state_dict(model)
     if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
         odd = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
@@ -115,6 +120,8 @@ def load_lora_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"Saved adapters must be those of this model, and {odd[0] if odd else 'one'} is not. Call add_lora_ with "
             "the same rank and layers as before."
         )
+    for name in own:
+        require_finite(state[name], f"adapter {name}")
     with torch.no_grad():
         for name, values in own.items():
             values.copy_(state[name])
@@ -130,10 +137,15 @@ def merge_lora_(model: nn.Module) -> list[str]:
 
     Raises:
         ModelError: the model has no adapters.
+        NumericError: a weight with its adapter is NaN or infinite; names the layer, and nothing was changed.
     """
+    require_module(model)
     found = list(_adapters(model))
     if not found:
         raise ModelError("This model has no adapters to merge. Call add_lora_ first.")
+    # All before the first is merged, and twice rather than kept: a second copy of all weights may not fit.
+    for name, holders, _ in found:
+        require_finite(holders[0].weight.detach(), f"weight of {name} with its adapter")
     for _, holders, _ in found:
         with torch.no_grad():
             merged = holders[0].weight.detach().clone()

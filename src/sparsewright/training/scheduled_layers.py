@@ -1,8 +1,9 @@
 """Layers whose masks a schedule changes: their matrices, whole or sharded, and their mask buffers, written in place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from ..core import AbstractPattern, ModelError, is_distributed
 from ..models import MASK, LayerRef, PlanLike, keep_mask, layers, planned_layers
 from .schedules import Prices
+
+# Modules whose masks a schedule changes now: no parameters, which `fully_shard` exchanges. A copy of a model is free.
+_TAKEN: "WeakSet[nn.Module]" = WeakSet()
 
 
 @final
@@ -98,3 +102,27 @@ def scheduled_layers(
     if not found:
         raise ModelError("No layer of this model has a mask, and no pattern was given. Pass one such as '2:4'.")
     return found
+
+
+def require_free(chosen: Iterable[ScheduledLayer]) -> None:
+    """Raise where a schedule changes the mask of a layer already: two would undo each other's masks.
+
+    Raises:
+        ModelError: names the layer.
+    """
+    for layer in chosen:
+        if any(holder in _TAKEN for holder in layer.ref.holders):
+            raise ModelError(
+                f"One schedule changes the mask of a layer, and {layer.ref.name} is under one already. Call finish() "
+                "or remove() of that sparse training first, or leave the layer out with exclude=."
+            )
+
+
+def mark(chosen: Iterable[ScheduledLayer]) -> None:
+    """Take layers under a schedule, until `unmark`."""
+    _TAKEN.update(holder for layer in chosen for holder in layer.ref.holders)
+
+
+def unmark(chosen: Iterable[ScheduledLayer]) -> None:
+    """Free layers for another schedule."""
+    _TAKEN.difference_update([holder for layer in chosen for holder in layer.ref.holders])

@@ -21,9 +21,10 @@ from ..core import DataError, ModelError, RecipeError, is_distributed, is_whole,
 from ..models import PlanLike
 from .distributed import KeptGradients, require_same_everywhere
 from .keep_masks import KeptMasks, never
-from .live_weights import LiveWeights
+from .live_weights import LiveWeights, require_one_gradient
 from .masked_weights import MaskedWeight, masked_weights
-from .scheduled_layers import ScheduledLayer, scheduled_layers
+from .schedule_state import require_state
+from .scheduled_layers import ScheduledLayer, mark, require_free, scheduled_layers, unmark
 from .schedules import AbstractSchedule, MaskChange, Timing, schedules
 from .step_hooks import before_update, was_skipped
 
@@ -80,6 +81,7 @@ class SparseTraining:
         known = total is not None or end is not None or not self.schedule.needs_end
         self.timing: Timing = self.schedule.timing(begin, every, end if known else begin, total)
         self.layers = {layer.ref.name: layer for layer in scheduled_layers(model, pattern, filter_fn, include, exclude)}
+        require_free(self.layers.values())
         self.step = 0
         self._kept: KeptMasks | None = None
         self._live: LiveWeights | None = None
@@ -103,13 +105,17 @@ class SparseTraining:
             total: steps of the whole training, where they were not known before.
 
         Raises:
-            ModelError: it follows one already, this is no optimiser, or it does not train one of the layers.
+            ModelError: it follows one already, this is no optimiser, it does not train one of the layers, another
+                schedule changes one, or the schedule is live and the optimiser is L-BFGS.
             RecipeError: the schedule needs an end and there is none.
         """
         if self._handles:
             raise ModelError("These masks follow an optimiser already. Call remove() before they follow another one.")
         if not isinstance(optimizer, Optimizer):
             raise ModelError(f"Masks follow a torch.optim.Optimizer, got {type(optimizer).__name__}. Make one first.")
+        require_free(self.layers.values())
+        if self.schedule.live:
+            require_one_gradient(optimizer)
         if self._total is None:
             self._total = total
         self.timing = self.schedule.timing(*self._asked, self._total)
@@ -131,6 +137,7 @@ class SparseTraining:
             before_update(optimizer, self._before_update),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        mark(self.layers.values())
         if self._traffic is not None:
             self._traffic.whole = self._wants_gradients
 
@@ -161,6 +168,8 @@ class SparseTraining:
 
     def remove(self) -> None:
         """Take the hooks off; masks and sparse weights stay as they are, values behind the mask are forgotten."""
+        if self._handles:
+            unmark(self.layers.values())
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -201,22 +210,20 @@ class SparseTraining:
         """Go on where a training stopped: after the model's state, which holds the masks, and then the optimiser's.
 
         Raises:
-            DataError: the state belongs to another schedule, other layers or another seed.
+            DataError: the state is not whole, or belongs to another schedule, other layers or another seed; nothing
+                was changed.
         """
-        if state["settings"] != self._settings():
-            raise DataError(
-                f"This state belongs to another sparse training ({state['settings']}), this one is {self._settings()}. "
-                "Take the same pattern, schedule, steps and seed as before."
-            )
         if self.schedule.live and self._live is None:
             raise DataError("The state of a live schedule is loaded after attach(optimizer). Attach first.")
+        hidden = {} if self._live is None else self._live.hidden()
+        shapes = {name: (layer.mask.shape[0], layer.mask.shape[1]) for name, layer in self.layers.items()}
+        require_state(state, self._settings(), hidden, shapes)
         self.step = int(state["step"])
         for name, layer in self.layers.items():
             layer.prices.columns = state["prices"][name].clone() if name in state["prices"] else None
             layer.remember(self.schedule.pattern(layer.pattern, self.step, self.timing))
-        if self._live is not None:
-            for name, hidden in self._live.hidden().items():
-                hidden.copy_(state["hidden"][name])
+        for name, values in hidden.items():
+            values.copy_(state["hidden"][name])
         if self._kept is not None:
             self._kept.apply()
 
@@ -351,8 +358,9 @@ def sparse_training_(
 ) -> SparseTraining:
     """Make the training of a model sparse: masks come and move by a schedule, step by step of the optimiser.
 
-    Works with every `torch.optim.Optimizer` (plain, foreach, fused, with a closure), clipping, accumulated gradients,
-    gradient scaling (skipped steps do not count), DDP and FSDP2 (after `fully_shard`).
+    Works with every `torch.optim.Optimizer` (plain, foreach, fused, with a closure; live schedules with those that run
+    the closure once in a step), clipping, accumulated gradients, gradient scaling (skipped steps do not count), DDP and
+    FSDP2 (after `fully_shard`).
 
     Args:
         model: its layers keep their classes, parameters and names; a buffer `weight_mask` comes beside each weight.
@@ -375,7 +383,8 @@ def sparse_training_(
         bits.
 
     Raises:
-        ModelError: no layer takes part, or the optimiser does not train one that does.
+        ModelError: no layer takes part, the optimiser does not train one that does, another schedule changes one
+            already, or the schedule is live and the optimiser is L-BFGS.
         PatternError, PlanError: a pattern does not fit.
         RecipeError: steps, seed or schedule are out of range.
         NumericError: a weight is NaN or infinite; names the layer.
