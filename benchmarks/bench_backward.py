@@ -10,7 +10,6 @@ packed take turns within one run, and only ratios within a run are compared.
 
 import argparse
 import csv
-import datetime
 import math
 import os
 import statistics
@@ -21,13 +20,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from benchmarks.bench_linear import machine, timed
+from benchmarks.bench_linear import timed
+from benchmarks.record import RESULTS as FOLDER
+from benchmarks.record import where as machine
 from torch import Tensor, nn
 from torch.nn import functional
 
-import sparsewright
 from sparsewright import kernels
-from sparsewright._native import instruction_set
 from sparsewright.core import Transposable, parse_pattern
 from sparsewright.layouts import PackedWeight, pack
 from sparsewright.nn import SparseTensor, as_parameter
@@ -37,7 +36,7 @@ SHAPES = ((768, 768), (3072, 768), (768, 3072))
 TOKENS = (128, 1024)
 PATTERNS = ("2:4x4", "1:4x4", "16x1@10%", "2:4", "2:4t", "10%")
 BLOCK_PATTERNS = ("2:4x4", "1:4x4", "16x1@10%")
-RESULTS = Path(__file__).parent / "results" / "backward.csv"
+RESULTS = FOLDER / "backward.csv"
 
 Calls = dict[str, Callable[[], object]]
 
@@ -149,14 +148,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    where = {
-        "machine": machine(),
-        "instruction_set": instruction_set(),
-        "threads": 1,
-        "torch": torch.__version__,
-        "sparsewright": getattr(sparsewright, "__version__", "0"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
+    where = machine()
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     rounds = 3 if options.quick else 7
     rows: list[dict[str, object]] = []

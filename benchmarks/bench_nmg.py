@@ -9,7 +9,6 @@ were measured on another processor (AVX2), against that processor's dense linear
 
 import argparse
 import csv
-import datetime
 import math
 import os
 import statistics
@@ -19,12 +18,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from benchmarks.bench_linear import machine, timed
+from benchmarks.bench_linear import timed
+from benchmarks.record import RESULTS as FOLDER
+from benchmarks.record import where as machine
 from torch.nn import functional
 
-import sparsewright
 from sparsewright import kernels
-from sparsewright._native import instruction_set
 from sparsewright.layouts import pack
 from sparsewright.solvers import solve_mask
 
@@ -48,7 +47,7 @@ STEN_ENERGY = {
     "2:8": (0.450, 0.471, 0.481, 0.484),
     "1:10": (0.207, 0.224, 0.232, 0.234),
 }
-RESULTS = Path(__file__).parent / "results" / "nmg.csv"
+RESULTS = FOLDER / "nmg.csv"
 
 
 def energies() -> list[dict[str, object]]:
@@ -101,14 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    where = {
-        "machine": machine(),
-        "instruction_set": instruction_set(),
-        "threads": 1,
-        "torch": torch.__version__,
-        "sparsewright": getattr(sparsewright, "__version__", "0"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
+    where = machine()
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     rows = energies()
     for tokens in QUICK_TOKENS if options.quick else TOKENS:
