@@ -27,12 +27,12 @@ GROUPS = (16, 8, 4, 2, 1)
 
 # Columns of a block for the lanes of a vector and a row group, from this density on. Blocks keep a panel of x in the
 # first-level cache beside the weights: on AVX2 24 tokens of 256 columns where 4 rows share a choice, 64 of 96 where
-# none do; on AVX-512, whose vectors are twice as long, 128 of 64; on SSE, half as long, 32 of 192. Where little is
+# none do; on AVX-512, whose vectors are twice as long, 64 of 128; on SSE, half as long, 32 of 192. Where little is
 # kept, longer blocks win, since every block loads and stores its sums. Measured with benchmarks/bench_linear.py; AVX
 # without AVX2 and SSE4.1 by forcing them.
 _BLOCK_COLUMNS: dict[int, dict[int, tuple[tuple[float, int], ...]]] = {
     16: {
-        1: ((0.15, 64), (0.0, 256)),
+        1: ((0.15, 128), (0.0, 256)),
         2: ((0.15, 128), (0.0, 192)),
         4: ((0.3, 192), (0.0, 256)),
         8: ((0.3, 192), (0.0, 256)),
@@ -53,6 +53,9 @@ _BLOCK_COLUMNS: dict[int, dict[int, tuple[tuple[float, int], ...]]] = {
         16: ((0.0, 256),),
     },
 }
+# Single rows of a transposable pattern, which is there to be trained: with blocks so short that 128 tokens of one fit
+# the first-level cache, large batches and dW gain; one token at a time loses.
+_TRANSPOSABLE_COLUMNS = {16: 64}
 _MOST_KEPT = 2**31 - 1
 
 
@@ -61,9 +64,12 @@ def row_group(pattern: AbstractPattern) -> int:
     return next(group for group in GROUPS if pattern.group % group == 0)
 
 
-def block_count(in_: int, group: int, density: float) -> int:
-    """Into how many blocks the input columns are cut for row groups of `group` and a pattern of this density."""
-    columns = next(columns for least, columns in _BLOCK_COLUMNS[vector_lanes()][group] if density >= least)
+def block_count(in_: int, group: int, pattern: AbstractPattern) -> int:
+    """Into how many blocks the input columns are cut for row groups of `group` under a pattern."""
+    lanes, density = vector_lanes(), pattern.density
+    columns = next(columns for least, columns in _BLOCK_COLUMNS[lanes][group] if density >= least)
+    if isinstance(pattern, Transposable) and group == 1:
+        columns = min(columns, _TRANSPOSABLE_COLUMNS.get(lanes, columns))
     return -(-in_ // columns)
 
 
@@ -123,10 +129,10 @@ def _of_pattern(mask: Tensor, pattern: AbstractPattern) -> Tensor:
     return columns
 
 
-def _operand(shared: Tensor, in_: int, group: int, density: float) -> tuple[Tensor, Tensor, Tensor]:
+def _operand(shared: Tensor, in_: int, group: int, pattern: AbstractPattern) -> tuple[Tensor, Tensor, Tensor]:
     """Index, pointers and the place `row group * in + column` (int64) of every kept column, in operand order."""
     groups = shared.shape[0]
-    blocks = block_count(in_, group, density)
+    blocks = block_count(in_, group, pattern)
     columns = block_columns(in_, blocks)
     padded = torch.nn.functional.pad(shared, (0, blocks * columns - in_))
     blocked = padded.view(groups, blocks, columns).transpose(0, 1).contiguous()
@@ -163,7 +169,7 @@ class Vector(AbstractLayout):
         out, in_ = weight.shape
         group = row_group(pattern)
         shared = shared_columns(mask, pattern, group)
-        index, pointers, places = _operand(shared, in_, group, pattern.density)
+        index, pointers, places = _operand(shared, in_, group, pattern)
         kept = torch.where(mask, weight, 0).to(value_dtype)
         kept = torch.nn.functional.pad(kept, (0, 0, 0, -out % group))
         tensors = {"values": _gather(kept, places, group), "index": index, "pointers": pointers}
@@ -215,7 +221,7 @@ class Vector(AbstractLayout):
         whole = values[: (kept - last) * group].view(-1, group)
         rest = values[(kept - last) * group :].view(last, short)
         by_rows = torch.cat([whole, torch.nn.functional.pad(rest, (0, group - short))])
-        index, pointers, places = _operand(shared, in_, group, pattern.density)
+        index, pointers, places = _operand(shared, in_, group, pattern)
         ranks = shared.view(-1).cumsum(0) - 1
         operand = {"values": by_rows[ranks[places]], "index": index, "pointers": pointers}
         return PackedWeight("vector", pattern, shape, value_dtype, operand)
