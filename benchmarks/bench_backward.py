@@ -9,7 +9,6 @@ packed take turns within one run, and only ratios within a run are compared.
 """
 
 import argparse
-import csv
 import math
 import os
 import statistics
@@ -21,8 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from benchmarks.bench_linear import timed
-from benchmarks.record import RESULTS as FOLDER
-from benchmarks.record import where as machine
+from benchmarks.record import RESULTS, where, write_rows
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +34,7 @@ SHAPES = ((768, 768), (3072, 768), (768, 3072))
 TOKENS = (128, 1024)
 PATTERNS = ("2:4x4", "1:4x4", "16x1@10%", "2:4", "2:4t", "10%")
 BLOCK_PATTERNS = ("2:4x4", "1:4x4", "16x1@10%")
-RESULTS = FOLDER / "backward.csv"
+OUTPUT = RESULTS / "backward.csv"
 
 Calls = dict[str, Callable[[], object]]
 
@@ -145,18 +143,18 @@ def rows_of(calls: Calls, shape: tuple[int, int], tokens: int, rounds: int) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one shape, 128 tokens, half a minute")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    where = machine()
-    print(", ".join(f"{name} {value}" for name, value in where.items()))
+    about = where()
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
     rounds = 3 if options.quick else 7
     rows: list[dict[str, object]] = []
     for tokens in TOKENS[:1] if options.quick else TOKENS:
         gains: dict[str, list[float]] = defaultdict(list)
         for shape in SHAPES[:1] if options.quick else SHAPES:
             for row in rows_of(layer_calls(shape, tokens), shape, tokens, rounds):
-                rows.append({**row, **where})
+                rows.append({**row, **about})
                 gains[f"{row['pattern']}, {row['part']}"].append(math.log(float(str(row["speedup"]))))
         for text in PATTERNS:
             means = (math.exp(statistics.fmean(gains[f"{text}, {part}"])) for part in ("forward", "dx", "dW", "step"))
@@ -167,14 +165,9 @@ def main() -> None:
                 flush=True,
             )
         for row in rows_of(block_calls(tokens), (3072, 768), tokens, rounds):
-            rows.append({**row, **where})
+            rows.append({**row, **about})
             print(f"{tokens} tokens, {row['part']}, {row['pattern']}: dense / packed {row['speedup']}", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"wrote {options.output}")
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ times smaller than others, which takes another tenth to a sixth off the error th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast, final
 
 import torch
@@ -21,7 +21,7 @@ from ..solvers import AbstractMaskSolver, solve_mask
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
 from .gram import damped_gram, factors, squared_error
 from .reconstruct import solve_kept
-from .rounding import round_kept
+from .rounding import round_on
 from .sparsegpt import SparseGPT
 
 # Penalties at the start that are tried, in this order, until one is worse than the one before it.
@@ -65,9 +65,8 @@ class ALPS(AbstractSparsifier):
     def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """The same, then each kept weight is rounded so that it makes up for the others' rounding."""
         found = self.choose(weight, stats, pattern, layer)
-        gram = damped_gram(cast(LayerStats, stats), found.settings["damping"]).to(weight.device)
-        rounded = round_kept(found.weight, found.mask, weight, gram)
-        return Sparsified(found.mask, rounded.to(weight.dtype), found.settings)
+        damping = found.settings["damping"]
+        return replace(found, weight=round_on(found.weight, found.mask, weight, cast(LayerStats, stats), damping))
 
 
 def _choose_penalty(dense: Tensor, start: Tensor, inputs: "_Inputs", pattern: AbstractPattern, layer: str) -> float:

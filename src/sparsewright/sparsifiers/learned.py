@@ -19,7 +19,7 @@ back. ALPS is faster and comes out ahead of it on all of these.
 import itertools
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast, final
 
 import torch
@@ -30,7 +30,7 @@ from ..solvers import solve_mask
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
 from .gram import damped_gram, squared_error
 from .reconstruct import solve_kept
-from .rounding import round_kept
+from .rounding import round_on
 from .sparsegpt import SparseGPT
 
 _STEPS = 80
@@ -66,9 +66,8 @@ class Learned(AbstractSparsifier):
     def choose_int8(self, weight: Tensor, stats: LayerStats | None, pattern: AbstractPattern, layer: str) -> Sparsified:
         """The same, then each kept weight is rounded so that it makes up for the others' rounding."""
         found = self.choose(weight, stats, pattern, layer)
-        gram = damped_gram(cast(LayerStats, stats), found.settings["damping"]).to(weight.device)
-        rounded = round_kept(found.weight, found.mask, weight, gram)
-        return Sparsified(found.mask, rounded.to(weight.dtype), found.settings)
+        damping = found.settings["damping"]
+        return replace(found, weight=round_on(found.weight, found.mask, weight, cast(LayerStats, stats), damping))
 
 
 class _AbstractChoices(ABC):

@@ -9,8 +9,10 @@ rounding costs, one sweep of GPTQ (Frantar et al. 2022, arXiv:2210.17323) about 
 import torch
 from torch import Tensor
 
+from ..core import LayerStats
 from ..layouts import layouts
 from ..layouts.rounding import quantise
+from .gram import damped_gram
 from .sections import LAZY_COLUMNS
 
 # A third pass takes back less than a thirtieth more.
@@ -78,3 +80,14 @@ def on_grid(weight: Tensor) -> Tensor:
             break
         weight = stored
     return weight
+
+
+def round_on(weight: Tensor, mask: Tensor, dense: Tensor, stats: LayerStats, damping: float) -> Tensor:
+    """`round_kept` on the gram matrix of a layer's inputs, `(out, in)` in the dtype of `dense`.
+
+    Args:
+        weight, mask, dense: as `round_kept` takes them.
+        stats: of the inputs, with gram.
+        damping: of the gram matrix.
+    """
+    return round_kept(weight, mask, dense, damped_gram(stats, damping).to(dense.device)).to(dense.dtype)

@@ -14,7 +14,7 @@ from ..core import AbstractPattern, LayerStats
 from .base import AbstractSparsifier, Needs, Sparsified, sparsifiers
 from .gram import damped_gram, factors
 from .reconstruct import descend, kept_residual
-from .rounding import round_kept
+from .rounding import round_on
 from .sections import LAZY_COLUMNS, AbstractSections, sections
 
 
@@ -36,9 +36,7 @@ class SparseGPT(AbstractSparsifier):
         seen = cast(LayerStats, stats)
         mask, swept, damping = _mask_and_sweep(weight, seen, pattern, layer)
         solved = _finished(weight, mask, swept, seen, damping)
-        gram = damped_gram(seen, damping).to(weight.device)
-        rounded = round_kept(solved, mask, weight.double(), gram)
-        return Sparsified(mask, rounded.to(weight.dtype), {"damping": damping})
+        return Sparsified(mask, round_on(solved, mask, weight, seen, damping), {"damping": damping})
 
 
 @final
